@@ -1,0 +1,148 @@
+"""What a host must be, as plain values.
+
+An expected host is a list of *concerns*, each an ordered list of items. The order inside a concern is the order in which
+its changes are carried out, which is why a daemon's configuration can stand before the package that starts the daemon.
+Nothing here knows pyinfra, SSH or the clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest by which files and configurations are compared."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A folder that exists with this owner and mode. `mode` is octal text such as `0755`."""
+
+    path: str
+    mode: str = "0755"
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file with exactly this content.
+
+    `secret` keeps its content out of every diff. `check` is a shell command in which `{path}` stands for the candidate;
+    a candidate that it rejects never replaces the file that runs.
+    """
+
+    path: str
+    content: bytes = field(repr=False)
+    mode: str = "0644"
+    owner: str = "root"
+    group: str = "root"
+    secret: bool = False
+    check: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content."""
+        return sha256(self.content)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A file of ours that must no longer be there."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution package; `version` pins it, `hold` keeps upgrades away from it."""
+
+    name: str
+    version: str = ""
+    hold: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A systemd unit.
+
+    `config` lists files that the running unit must have been started after: decided from the host's own times, so that a
+    run that died between write and restart is completed by the next one. `on_change` is `restart`, `reload` or `none`.
+    """
+
+    name: str
+    enabled: bool = True
+    active: bool = True
+    config: tuple[str, ...] = ()
+    on_change: str = "none"
+    masked: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A step that brings a fact to its wanted value: run `script` when `fact` on the host differs from `wanted`."""
+
+    subject: str
+    fact: str
+    wanted: str
+    script: str = field(repr=False)
+    action: str = "set"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that must be on the host, as pullable references."""
+
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A Compose project whose services carry the given configuration hashes.
+
+    `config` maps each service to the hash on its `callfleet.config` label; `proxy_config` is the hash that the running
+    proxy must report; `slots` counts one-call workers.
+    """
+
+    name: str
+    config: Mapping[str, str]
+    kinds: Mapping[str, str]
+    slots: int = 0
+    proxy_config: str = ""
+
+
+Item = Directory | File | Absent | Package | Unit | Command | Images | Stack
+
+
+@dataclass(frozen=True)
+class Concern:
+    """One noun of a host, carried out by one operation."""
+
+    name: str
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class ExpectedHost:
+    """Everything callfleet keeps true on one host."""
+
+    name: str
+    concerns: tuple[Concern, ...]
+
+    def concern(self, name: str) -> Concern | None:
+        """The named concern, or None where this host has no such duty."""
+        return next((c for c in self.concerns if c.name == name), None)
+
+    def items(self) -> tuple[Item, ...]:
+        """All items in the order in which they are carried out."""
+        return tuple(item for concern in self.concerns for item in concern.items)
+
+
+def config_hash(*parts: object) -> str:
+    """Stable digest of JSON-like parts: what a container or a proxy was made from."""
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode())

@@ -1,0 +1,115 @@
+"""The host's HAProxy, through its admin and master sockets."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import socket
+import time
+from pathlib import Path
+
+from .compose import Container, Docker
+from .errors import SlotError
+from .stack import Proxy
+
+ANSWER_SECONDS = 10.0
+RELOAD_SECONDS = 60.0
+SEEN_SECONDS = 5.0
+YOUNGEST_SECONDS = 1.0
+"""A reload that comes right after the start can be lost."""
+QUIET_READINGS = 3
+READINGS_APART_SECONDS = 0.3
+VARIABLE = "CALLFLEET_CONFIG"
+
+
+def say(path: Path, command: str, seconds: float = ANSWER_SECONDS) -> str:
+    """Send one command, return the whole answer. SlotError when nobody answers."""
+    until, answer = time.monotonic() + seconds, b""
+    try:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(seconds)
+            line.connect(str(path))
+            line.sendall(command.encode() + b"\n")
+            line.shutdown(socket.SHUT_WR)  # the master's socket stays open otherwise
+            while data := line.recv(65536):
+                answer += data
+                line.settimeout(max(0.001, until - time.monotonic()))
+    except OSError as error:
+        raise SlotError(f"the proxy does not answer {command!r} on {path}: {error}") from error
+    return answer.decode(errors="replace")
+
+
+def running_config(proxy: Proxy) -> str | None:
+    """The hash of the configuration that runs, as the configuration itself says; None when it says none."""
+    for line in say(proxy.admin_socket, f"show env {VARIABLE}").splitlines():
+        if line.startswith(f"{VARIABLE}="):
+            return line.partition("=")[2].strip()
+    return None
+
+
+def check(proxy: Proxy, docker: Docker, container: Container) -> None:
+    """Have the running proxy's own program read the new file; warnings count. SlotError with its words."""
+    docker.inside(container, "haproxy", "-c", "-dW", "-f", proxy.container_config)
+
+
+def reload(proxy: Proxy, container: Container) -> None:
+    """Turn to the new configuration; open calls stay with the old process. Success means: the new one runs."""
+    time.sleep(max(0.0, YOUNGEST_SECONDS - _age(container)))
+    answer = say(proxy.master_socket, "reload", RELOAD_SECONDS)
+    if not answer.startswith("Success=1"):
+        raise SlotError(f"the proxy refused the new file and runs on with the old one: {answer.strip()[:1000]}")
+    until = time.monotonic() + SEEN_SECONDS
+    while (got := _running_or_none(proxy)) != proxy.config_hash:
+        if time.monotonic() > until:
+            raise SlotError(f"after the reload it runs {got!r}, expected {proxy.config_hash!r}: is its file new?")
+        time.sleep(0.1)
+
+
+def sessions(proxy: Proxy) -> int:
+    """Connections through the proxy now, over its present and its former processes."""
+    return sum(_sessions(say(proxy.master_socket, f"@!{pid} show stat")) for pid in _workers(proxy))
+
+
+def is_quiet(proxy: Proxy) -> bool:
+    """Nobody is connected through it, several times in a row."""
+    for reading in range(QUIET_READINGS):
+        if reading:
+            time.sleep(READINGS_APART_SECONDS)
+        if sessions(proxy):
+            return False
+    return True
+
+
+def _workers(proxy: Proxy) -> list[str]:
+    pids = []
+    for line in say(proxy.master_socket, "show proc").splitlines():
+        part = line.split()
+        if len(part) > 1 and part[0].isdigit() and part[1] == "worker":
+            pids.append(part[0])
+    if not pids:
+        raise SlotError(f"{proxy.master_socket} names no worker process")
+    return pids
+
+
+def _sessions(stat: str) -> int:
+    if not stat.startswith("# "):
+        raise SlotError(f"strange answer to show stat: {stat[:100]!r}")
+    rows = csv.DictReader(io.StringIO(stat[2:]))
+    return sum(int(row["scur"] or 0) for row in rows if row["svname"] == "FRONTEND")
+
+
+def _running_or_none(proxy: Proxy) -> str | None:
+    try:
+        return running_config(proxy)
+    except SlotError:
+        return None
+
+
+def _age(container: Container) -> float:
+    """Seconds since Docker started it; 0 when its time cannot be read."""
+    try:
+        started = datetime.datetime.fromisoformat(container.started[:19] + "+00:00")
+    except ValueError:
+        return 0.0
+    return (datetime.datetime.now(datetime.UTC) - started).total_seconds()

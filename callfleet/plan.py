@@ -1,0 +1,362 @@
+"""The plan: what must change on a host, and why, from what it must be and what it is. Pure.
+
+Every change carries the item it came from, so that what is listed is what is carried out, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from callfleet.actual import Actual, Container, Engine, FileState, Slot, Unknown
+from callfleet.expected import (
+    Absent,
+    Command,
+    Concern,
+    Directory,
+    ExpectedHost,
+    File,
+    Images,
+    Item,
+    Package,
+    Stack,
+    Unit,
+)
+
+
+class Word(StrEnum):
+    """What happens to a subject."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    REMOVE = "remove"
+    INSTALL = "install"
+    HOLD = "hold"
+    ENABLE = "enable"
+    START = "start"
+    RESTART = "restart"
+    RELOAD = "reload"
+    PULL = "pull"
+    RECREATE = "recreate"
+    PUBLISH = "publish"
+    SET = "set"
+    LOAD = "load"
+    FETCH = "fetch"
+    REGISTER = "register"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference. `calls` says what it means for a live call, empty where it touches none."""
+
+    kind: str
+    subject: str
+    word: Word
+    reason: str
+    item: Item = field(repr=False)
+    calls: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.word} {self.kind} {self.subject}: {self.reason}"
+        return f"{text} ({self.calls})" if self.calls else text
+
+
+@dataclass(frozen=True)
+class ConcernPlan:
+    """The changes of one concern, in the order in which they are carried out."""
+
+    name: str
+    changes: tuple[Change, ...]
+
+    @property
+    def blocked(self) -> tuple[Change, ...]:
+        """What cannot be decided because the host did not tell: nothing of this concern is carried out."""
+        return tuple(change for change in self.changes if change.word is Word.BLOCKED)
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """All concerns of one host."""
+
+    host: str
+    concerns: tuple[ConcernPlan, ...]
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every change of the host."""
+        return tuple(change for concern in self.concerns for change in concern.changes)
+
+    def concern(self, name: str) -> ConcernPlan:
+        """The named concern; an empty one where this host has no such duty."""
+        return next((c for c in self.concerns if c.name == name), ConcernPlan(name, ()))
+
+
+def plan(expected: ExpectedHost, actual: Actual) -> HostPlan:
+    """Compare one host with one snapshot of it."""
+    return HostPlan(expected.name, tuple(plan_concern(concern, actual) for concern in expected.concerns))
+
+
+def plan_concern(concern: Concern, actual: Actual) -> ConcernPlan:
+    """Compare one concern; the changes of one depend on no other, so a chained change is planned exactly."""
+    changes: list[Change] = []
+    for item in concern.items:
+        changes += _compare(item, actual, changes)
+    return ConcernPlan(concern.name, tuple(changes))
+
+
+def _compare(item: Item, actual: Actual, earlier: list[Change]) -> list[Change]:
+    match item:
+        case Directory():
+            return _directory(item, actual)
+        case File():
+            return _file(item, actual)
+        case Absent():
+            return _absent(item, actual)
+        case Package():
+            return _package(item, actual)
+        case Unit():
+            return _unit(item, actual, earlier)
+        case Command():
+            return _command(item, actual)
+        case Images():
+            return _images(item, actual)
+        case Stack():
+            return _stack(item, actual)
+
+
+def _blocked(kind: str, subject: str, unknown: Unknown, item: Item) -> list[Change]:
+    return [Change(kind, subject, Word.BLOCKED, f"could not be read: {unknown.reason}", item)]
+
+
+def _directory(item: Directory, actual: Actual) -> list[Change]:
+    state = actual.file(item.path)
+    if isinstance(state, Unknown):
+        return _blocked("directory", item.path, state, item)
+    if state is None:
+        return [Change("directory", item.path, Word.CREATE, "missing", item)]
+    if state.kind != "directory":
+        return [Change("directory", item.path, Word.BLOCKED, f"is a {state.kind}; move it away first", item)]
+    differs = _ownership(item, state)
+    return [Change("directory", item.path, Word.UPDATE, differs, item)] if differs else []
+
+
+def _file(item: File, actual: Actual) -> list[Change]:
+    state = actual.file(item.path)
+    if isinstance(state, Unknown):
+        return _blocked("file", item.path, state, item)
+    if state is None:
+        return [Change("file", item.path, Word.CREATE, "missing", item)]
+    if state.kind == "directory":
+        return [Change("file", item.path, Word.BLOCKED, "is a directory; move it away first", item)]
+    if isinstance(state.sha256, Unknown):
+        return _blocked("file", item.path, state.sha256, item)
+    reasons = []
+    if state.kind != "file":
+        reasons.append(f"is a {state.kind}")
+    elif state.sha256 != item.sha256:
+        reasons.append("content differs")
+    if differs := _ownership(item, state):
+        reasons.append(differs)
+    return [Change("file", item.path, Word.UPDATE, ", ".join(reasons), item)] if reasons else []
+
+
+def _ownership(item: File | Directory, state: FileState) -> str:
+    reasons = []
+    if state.kind != "link" and state.mode != int(item.mode, 8):
+        reasons.append(f"mode {state.mode:04o} instead of {item.mode}")
+    if not _owned(item.owner, state.owner, state.uid) or not _owned(item.group, state.group, state.gid):
+        reasons.append(f"owner {state.owner}:{state.group} instead of {item.owner}:{item.group}")
+    return ", ".join(reasons)
+
+
+def _owned(wanted: str, name: str, number: int) -> bool:
+    """A container's user has a number, and on the host perhaps another name or none."""
+    return number == int(wanted) if wanted.isdigit() else name == wanted
+
+
+def _absent(item: Absent, actual: Actual) -> list[Change]:
+    state = actual.file(item.path)
+    if isinstance(state, Unknown):
+        return _blocked("file", item.path, state, item)
+    return [] if state is None else [Change("file", item.path, Word.REMOVE, "no longer declared", item)]
+
+
+def _package(item: Package, actual: Actual) -> list[Change]:
+    state = actual.package(item.name)
+    if isinstance(state, Unknown):
+        return _blocked("package", item.name, state, item)
+    if state is None or state.status != "installed":
+        wanted = f"{item.name}={item.version}" if item.version else item.name
+        found = "not installed" if state is None else state.status
+        return [Change("package", wanted, Word.INSTALL, found, item)]
+    if item.version and state.version != item.version:
+        # Never an upgrade on the quiet: it stops containers.
+        reason = f"{state.version} is installed, {item.version} is declared: an engine is upgraded through drain, by hand"
+        return [Change("package", item.name, Word.BLOCKED, reason, item)]
+    if item.hold and not state.held:
+        return [Change("package", item.name, Word.HOLD, "an upgrade would stop what it runs", item)]
+    return []
+
+
+def _unit(item: Unit, actual: Actual, earlier: list[Change]) -> list[Change]:
+    state = actual.unit(item.name)
+    if isinstance(state, Unknown):
+        return _blocked("unit", item.name, state, item)
+    if state is None:
+        # Its file or its package comes earlier in the same concern or run.
+        words = [Word.ENABLE] * item.enabled + [Word.START] * item.active
+        return [Change("unit", item.name, word, "new", item) for word in words]
+    changes = []
+    if state.needs_reload:
+        changes.append(Change("unit", item.name, Word.LOAD, "its files changed after systemd read them", item))
+    if item.enabled and state.enabled not in ("enabled", "static", "alias", "generated", "indirect"):
+        changes.append(Change("unit", item.name, Word.ENABLE, f"is {state.enabled}", item))
+    if item.active and state.active not in ("active", "reloading"):
+        changes.append(Change("unit", item.name, Word.START, f"is {state.active}", item))
+    elif item.on_change != "none":
+        word = Word(item.on_change)
+        if changed := _changed_after(item, state.since, actual, earlier):
+            changes.append(Change("unit", item.name, word, f"{changed} changed after it started", item))
+    return changes
+
+
+def _changed_after(item: Unit, since: int | None, actual: Actual, earlier: list[Change]) -> str:
+    touched = {change.subject for change in earlier if change.kind == "file"}
+    for path in item.config:
+        if path in touched:
+            return path
+        state = actual.file(path)
+        # Unit times are whole seconds: a file of the very second of the start was there before it.
+        if since is not None and isinstance(state, FileState) and int(state.mtime) > since:
+            return path
+    return ""
+
+
+def _command(item: Command, actual: Actual) -> list[Change]:
+    found = fact(item.fact, actual)
+    if isinstance(found, Unknown):
+        return _blocked("setting", item.subject, found, item)
+    if found == item.wanted:
+        return []
+    return [Change("setting", item.subject, Word(item.action), item.reason, item)]
+
+
+def fact(name: str, actual: Actual) -> str | Unknown:
+    """The value of one named fact as text; empty where the thing is not there yet."""
+    kind, _, argument = name.partition(":")
+    match kind:
+        case "docker.live_restore":
+            engine = actual.engine
+            if isinstance(engine, Unknown):
+                return engine
+            # A daemon that is still to be installed starts with our daemon.json.
+            return "true" if not isinstance(engine, Engine) or engine.live_restore else "false"
+        case "file":
+            state = actual.file(argument)
+            return state if isinstance(state, Unknown) else ("" if state is None else "present")
+        case "proxy":
+            proxy = actual.proxy(argument)
+            return proxy if isinstance(proxy, Unknown) else ("" if proxy is None else proxy.config or "")
+        case "core_fleet":
+            fleet = actual.core_fleet
+            return fleet if isinstance(fleet, Unknown) else json.dumps(list(fleet or ()))
+        case "firewall":
+            return _firewall(actual)
+    raise ValueError(f"no fact {name!r}")
+
+
+def _firewall(actual: Actual) -> str | Unknown:
+    """The digest of the rules file that the kernel's table came from, while the table is still what we loaded."""
+    if isinstance(actual.nft, Unknown):
+        return actual.nft
+    record = actual.content("/etc/callfleet/firewall.loaded")
+    if isinstance(record, Unknown):
+        return record
+    if actual.nft is None or record is None:
+        return ""
+    rules, _, loaded = record.decode().strip().partition(" ")
+    return rules if loaded == actual.nft else "changed by hand"
+
+
+def _images(item: Images, actual: Actual) -> list[Change]:
+    if isinstance(actual.engine, Unknown):
+        return _blocked("image", "all", actual.engine, item)
+    if actual.engine is None:
+        present: set[str] = set()
+    elif isinstance(actual.images, Unknown):
+        return _blocked("image", "all", actual.images, item)
+    else:
+        present = {f"{i.repository}@{i.digest}" for i in actual.images if i.digest}
+        present |= {f"{i.repository}:{i.tag}" for i in actual.images if i.tag}
+    return [
+        Change("image", reference, Word.PULL, "not on the host", item)
+        for reference in item.references
+        if reference not in present
+    ]
+
+
+def _stack(item: Stack, actual: Actual) -> list[Change]:
+    if isinstance(actual.engine, Unknown):
+        return _blocked("containers", item.name, actual.engine, item)
+    containers: tuple[Container, ...] | Unknown = () if actual.engine is None else actual.stack_containers(item.name)
+    if isinstance(containers, Unknown):
+        return _blocked("containers", item.name, containers, item)
+    slots = actual.stack_slots(item.name)
+    by_service = {container.service: container for container in containers}
+    changes = []
+    for service, digest in item.config.items():
+        container = by_service.get(service)
+        changes += _service(item, service, digest, container, slots)
+    for service in sorted(str(name) for name in by_service if name not in item.config):
+        changes.append(
+            Change("container", f"{item.name}/{service}", Word.REMOVE, "no longer declared", item, _calls(service, slots))
+        )
+    if item.proxy_config and not any(change.subject == f"{item.name}/proxy" for change in changes):
+        proxy = actual.proxy(f"/run/{item.name}/proxy/admin.sock")
+        if isinstance(proxy, Unknown):
+            return [*changes, *_blocked("proxy", item.name, proxy, item)]
+        if proxy is None or proxy.config != item.proxy_config:
+            changes.append(
+                Change("proxy", f"{item.name}/proxy", Word.RELOAD, "runs another configuration", item, "calls go on")
+            )
+    return changes
+
+
+def _service(
+    item: Stack,
+    service: str,
+    digest: str,
+    container: Container | None,
+    slots: tuple[Slot, ...] | None | Unknown,
+) -> list[Change]:
+    subject = f"{item.name}/{service}"
+    if container is None:
+        return [Change("container", subject, Word.CREATE, "missing", item)]
+    if container.labels.get("callfleet.config") != digest:
+        touched = _calls(service, slots) if item.kinds.get(service) == "slot" else ""
+        return [Change("container", subject, Word.RECREATE, "made from another definition", item, touched)]
+    if container.state != "running":
+        return [Change("container", subject, Word.START, f"is {container.state}", item)]
+    slot = _slot(service, slots)
+    if slot is not None and slot.word == "unpublished":
+        return [Change("slot", subject, Word.PUBLISH, "has not passed its canary call", item)]
+    return []
+
+
+def _slot(service: str, slots: tuple[Slot, ...] | None | Unknown) -> Slot | None:
+    number = service.rpartition("-")[2]
+    if slots is None or isinstance(slots, Unknown) or not service.startswith("worker-") or not number.isdigit():
+        return None
+    return next((slot for slot in slots if slot.number == int(number)), None)
+
+
+def _calls(service: str, slots: tuple[Slot, ...] | None | Unknown) -> str:
+    """What recreating a slot means for the call it may carry."""
+    slot = _slot(service, slots)
+    if slot is None:
+        return "state unknown: waits until its worker says 0 calls"
+    if slot.busy:
+        return f"{slot.word}: left serving, finished by a later run"
+    return f"{slot.word}: now"

@@ -1,0 +1,410 @@
+"""The one module that knows pyinfra's internals. Contract tests in tests/test_pyinfra_adapter.py pin what it leans on.
+
+A run keeps one record: per host the site, one snapshot, one plan. Operations ask it for the changes of their concern and
+get the same answer while pyinfra prepares and while it executes, so what is listed is what is done. Between the two, a
+host that has changes is probed again and refused if it is no longer what the plan was made for.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gevent
+from pyinfra import context, logger
+from pyinfra.api import FunctionCommand, StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.host import Host as PyinfraHost
+from pyinfra.api.state import State
+
+from callfleet.actual import Actual, ProbeRequest, Unknown
+from callfleet.desired import Context, expected_host
+from callfleet.desired.registration import api_request
+from callfleet.diff import file_diff
+from callfleet.expected import Command, Concern, Directory, ExpectedHost, File, Package, Stack, Unit
+from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan_concern
+from callfleet.script import script
+from callfleet.credentials import Credentials
+from callfleet.site import Site, load_site
+from facts.probe import Probe
+
+PROBE_SECONDS = 60.0
+STEP_SECONDS = 1800.0
+FOLLOW_SECONDS = 900.0
+
+
+class StepError(Exception):
+    """A step on a host failed; the message is for the operator."""
+
+
+@dataclass
+class HostRun:
+    """What this run knows of one host."""
+
+    context: Context
+    request: ProbeRequest
+    snapshot: Actual | None = None
+    error: str = ""
+    planned_fingerprint: str = ""
+    checked: bool = False
+    shown: set[str] = field(default_factory=set)
+    carried_out: list[Change] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    canary: bool | None = None
+
+
+_runs: WeakKeyDictionary[State, dict[str, HostRun]] = WeakKeyDictionary()
+_sites: dict[str, Site] = {}
+
+
+def site_of(host: PyinfraHost) -> Site:
+    """The site that the host's inventory was loaded from."""
+    path = str(host.data.site_file)
+    if path not in _sites:
+        _sites[path] = load_site(Path(path))
+    return _sites[path]
+
+
+def run_of(host: PyinfraHost) -> HostRun:
+    """The record of this host in the current run; reads nothing from the host."""
+    runs = _runs.setdefault(host.state, {})
+    if host.name not in runs:
+        site = site_of(host)
+        store = Credentials(site)
+        made = Context(site, site.host(host.name), store.secret, store.credential)
+        runs[host.name] = HostRun(made, _request(made))
+    return runs[host.name]
+
+
+def _request(made: Context) -> ProbeRequest:
+    """What to ask a host: exactly what its expected state talks about."""
+    items = expected_host(made).items()
+    stacks = tuple(item.name for item in items if isinstance(item, Stack))
+    facts = [item.fact.partition(":") for item in items if isinstance(item, Command)]
+    proxies = [argument for kind, _, argument in facts if kind == "proxy"]
+    proxies += [f"/run/{item.name}/proxy/admin.sock" for item in items if isinstance(item, Stack) and item.proxy_config]
+    return ProbeRequest(
+        files=tuple(
+            dict.fromkeys(
+                [item.path for item in items if isinstance(item, File | Directory)]
+                + [argument for kind, _, argument in facts if kind == "file"]
+                + [path for item in items if isinstance(item, Unit) for path in item.config]
+            )
+        ),
+        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded"),
+        units=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Unit))),
+        packages=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Package))),
+        stacks=stacks,
+        haproxy_admin=tuple(dict.fromkeys(proxies)),
+        api=api_request(made) if "app" in made.host.roles else None,
+    )
+
+
+# Reading a host
+
+
+def snapshot(host: PyinfraHost) -> Actual:
+    """One probe of the host, taken at most once for planning."""
+    run = run_of(host)
+    if run.snapshot is None:
+        run.snapshot = _probe(host, run)
+    return run.snapshot
+
+
+def _probe(host: PyinfraHost, run: HostRun) -> Actual:
+    _tune(host)
+    try:
+        with gevent.Timeout(PROBE_SECONDS, exception=TimeoutError):
+            actual: Actual = host.get_fact(Probe, run.request)
+    except Exception as error:  # noqa: BLE001 - an exception here would stop the run for every host
+        run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s" if isinstance(error, TimeoutError) else str(error)
+        return Actual.unread(run.error, run.request)
+    if isinstance(actual.os, Unknown):
+        run.error = f"the probe could not be read: {actual.os.reason}"
+    return actual
+
+
+def _tune(host: PyinfraHost) -> None:
+    """No delay for small packets, and an end to waiting for a peer that is gone. paramiko sets neither."""
+    client = getattr(host.connector, "client", None)
+    transport = client.get_transport() if client is not None else None
+    if transport is None:
+        return
+    transport.set_keepalive(15)
+    sock = transport.sock
+    if isinstance(sock, socket.socket) or hasattr(sock, "setsockopt"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+
+
+# Deciding
+
+
+def expected(host: PyinfraHost) -> ExpectedHost:
+    """The expected state, with those fleet hosts registered that may be."""
+    run = run_of(host)
+    made = replace(run.context, registered=_registered(host), registered_before=_registered_before(host))
+    return expected_host(made, snapshot(host))
+
+
+def _registered(host: PyinfraHost) -> frozenset[str]:
+    """Fleet hosts that may get calls: while planning those of this run, then those whose canary call succeeded.
+
+    A host that is not in this run keeps what it has: registered if this host has it registered.
+    """
+    state = host.state
+    site = run_of(host).context.site
+    active = {one.name for one in state.inventory.get_active_hosts()}
+    before = _registered_before(host)
+    runs = _runs.get(state, {})
+    allowed = set()
+    for fleet_host in site.fleet_hosts:
+        name = fleet_host.name
+        if name not in active:
+            passed = name in before
+        elif not state.is_executing:
+            passed = True
+        else:
+            other = runs.get(name)
+            passed = other is not None and (other.canary if other.canary is not None else _canary_known(other, name))
+        if passed:
+            allowed.add(name)
+    return frozenset(allowed)
+
+
+def _registered_before(host: PyinfraHost) -> frozenset[str]:
+    """Fleet hosts that this host has registered by its own mark, and that are still declared."""
+    mark = snapshot(host).site
+    if mark is None or isinstance(mark, Unknown):
+        return frozenset()
+    declared = {one.name for one in run_of(host).context.site.fleet_hosts}
+    return frozenset(declared & set(mark.get("registered", ())))
+
+
+def _canary_known(run: HostRun, name: str) -> bool:
+    """A canary recorded by an earlier run, on a host where this run had nothing to change."""
+    if run.snapshot is None:
+        return False
+    canary = run.snapshot.canary(run.context.site.brand.stack)
+    return canary is not None and not isinstance(canary, Unknown) and bool(canary.get("ok"))
+
+
+def changes(host: PyinfraHost, name: str) -> ConcernPlan:
+    """The changes of one concern on one host."""
+    concern = expected(host).concern(name) or Concern(name, ())
+    return plan_concern(concern, snapshot(host))
+
+
+def host_plan(host: PyinfraHost) -> HostPlan:
+    """All changes of a host, from the snapshot of this run."""
+    whole = expected(host)
+    return HostPlan(host.name, tuple(plan_concern(concern, snapshot(host)) for concern in whole.concerns))
+
+
+# Operations
+
+
+def carry_out(
+    name: str, act: Callable[[PyinfraHost, ConcernPlan], None] | None = None
+) -> Generator[FunctionCommand, None, None]:
+    """The body of every operation: say why nothing is to do, or do the changes of concern `name`.
+
+    `act` carries them out where more than one script is needed. Code here runs once while pyinfra prepares and once
+    while it executes, so it only reads.
+    """
+    host: PyinfraHost = context.host
+    run = run_of(host)
+    snapshot(host)
+    if run.error:
+        yield FunctionCommand(_fail, (run.error,), {})
+        return
+    todo = changes(host, name)
+    if not todo.changes:
+        host.noop(f"{name} is as declared")
+        return
+    if not host.state.is_executing:
+        _show(host, todo)
+        run.planned_fingerprint = run.planned_fingerprint or snapshot(host).fingerprint()
+    yield FunctionCommand(_carry_out, (name, act or run_changes), {})
+
+
+def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[PyinfraHost, ConcernPlan], None]) -> bool:
+    run = run_of(host)
+    try:
+        _still_as_planned(host, run)
+        todo = changes(host, name)
+        _show(host, todo)
+        if todo.blocked:
+            raise StepError("; ".join(str(change) for change in todo.blocked))
+        act(host, todo)
+        run.carried_out += todo.changes
+    except StepError as error:
+        _say(host, logger.error, f"{name}: {error}", "red")
+        return False
+    return True
+
+
+def _fail(state: State, host: PyinfraHost, reason: str) -> bool:
+    _say(host, logger.error, reason, "red")
+    return False
+
+
+def _still_as_planned(host: PyinfraHost, run: HostRun) -> None:
+    """Before the first write: the host must still be what the shown plan was made for."""
+    if run.checked:
+        return
+    run.checked = True
+    if not run.planned_fingerprint:
+        return
+    fresh = _probe(host, run)
+    if fresh.fingerprint() != run.planned_fingerprint:
+        raise StepError("the host changed since the plan was shown; nothing was done here, run again")
+    run.snapshot = fresh
+
+
+def _show(host: PyinfraHost, todo: ConcernPlan) -> None:
+    """The plan, a line a change, once; with --diff the content too, secrets left out."""
+    run = run_of(host)
+    if todo.name in run.shown:
+        return
+    run.shown.add(todo.name)
+    for change in todo.changes:
+        logger.info(f"{host.print_prefix}  {change}")
+    if host.state.config.DIFF:
+        changed = [c for c in todo.changes if c.kind == "file" and isinstance(c.item, File)]
+        readable = [c.subject for c in changed if isinstance(c.item, File) and not c.item.secret and c.word is Word.UPDATE]
+        before = read_files(host, readable) if readable else {}
+        for change in changed:
+            if isinstance(change.item, File):
+                for line in file_diff(change.item, before.get(change.subject)):
+                    logger.info(f"{host.print_prefix}    {line}")
+
+
+def run_changes(host: PyinfraHost, todo: ConcernPlan) -> None:
+    """Carry out plain changes in one remote script."""
+    run_script(host, script(todo.changes))
+
+
+# Acting
+
+
+def run_script(host: PyinfraHost, text: str, *, seconds: float = STEP_SECONDS) -> str:
+    """Run a shell script that travels on standard input; its output. Raises StepError with what it said."""
+    arguments, _ = pop_global_arguments(host.state, host, {})
+    connector = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS}
+    connector["_stdin"] = text
+    try:
+        with gevent.Timeout(seconds, exception=TimeoutError):
+            good, output = host.run_shell_command(StringCommand("sh", "-s"), **connector)
+    except TimeoutError:
+        raise StepError(f"no end within {seconds:.0f} s; what was started goes on by itself, run again to see") from None
+    except Exception as error:  # the link died, or the server refused the channel
+        raise StepError(f"the connection failed: {error}") from error
+    if not good:
+        said = [line for line in output.stderr_lines if line.strip()][-8:] or output.stdout_lines[-8:]
+        raise StepError("\n".join(said) or "the step failed without a word")
+    return "\n".join(output.stdout_lines)
+
+
+def read_files(host: PyinfraHost, paths: list[str]) -> dict[str, bytes]:
+    """Content of text files, for diffs; a file that cannot be read is left out."""
+    import base64
+    import shlex
+
+    quoted = " ".join(shlex.quote(path) for path in paths)
+    listing = run_script(
+        host, f'for f in {quoted}; do printf "%s " "$f"; base64 -w0 < "$f" 2>/dev/null; echo; done', seconds=60
+    )
+    found = {}
+    for line in listing.splitlines():
+        path, _, encoded = line.rpartition(" ")
+        found[path] = base64.b64decode(encoded)
+    return found
+
+
+def follow(host: PyinfraHost, unit: str, command: str, *, seconds: float = FOLLOW_SECONDS) -> list[str]:
+    """Start `command` as a transient unit and read its output to its end; it goes on when the link dies.
+
+    Returns its output lines; raises StepError when it fails with another code than 0 or 3 (pending).
+    """
+    log = f"/run/callfleet/{unit}.log"
+    run_script(
+        host,
+        f"mkdir -p /run/callfleet; rm -f {log}\n"
+        f"systemd-run --quiet --collect --unit={unit} -p StandardOutput=append:{log} -p StandardError=append:{log} "
+        f"sh -c '{command}; echo \"{{\\\"exit\\\": $?}}\"'",
+        seconds=60,
+    )
+    lines: list[str] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        text = run_script(
+            host,
+            f"for _ in 1 2 3 4 5 6 7 8; do n=$(wc -l < {log} 2>/dev/null || echo 0); [ \"$n\" -gt {len(lines)} ] && break; "
+            f"systemctl -q is-active {unit}.service || break; sleep 0.25; done\n"
+            f"gone=; systemctl -q is-active {unit}.service || gone=1\n"
+            f"tail -n +{len(lines) + 1} {log}; [ -z \"$gone\" ] || echo '{{\"gone\": true}}'",
+            seconds=60,
+        )
+        fresh = text.splitlines()
+        gone = bool(fresh) and fresh[-1] == '{"gone": true}'
+        lines += fresh[:-1] if gone else fresh
+        if any(line.startswith('{"exit"') for line in lines[-1:]):
+            return lines
+        if gone:
+            raise StepError(f"{unit} ended without a result: {' '.join(lines[-3:])}")
+    raise StepError(f"{unit} is still running after {seconds:.0f} s; it goes on by itself, run again to see its end")
+
+
+def _say(host: PyinfraHost, log: Callable[[str], Any], text: str, colour: str) -> None:
+    for line in text.splitlines() or [""]:
+        host.log_styled(line, fg=colour, log_func=log)
+
+
+def say(host: PyinfraHost, text: str, colour: str = "yellow") -> None:
+    """A line for the operator, under the host's name."""
+    _say(host, logger.info, text, colour)
+
+
+def connect_afresh(host: PyinfraHost) -> str:
+    """Open a second SSH connection by the same settings and run nothing; the reason why it failed, empty if it did not."""
+    connector = host.connector
+    kwargs = connector.make_paramiko_kwargs()  # type: ignore[attr-defined]
+    client = type(connector.client)()  # type: ignore[attr-defined]
+    try:
+        with gevent.Timeout(15, exception=TimeoutError):
+            client.connect(kwargs.pop("hostname"), **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it means that nobody else gets in either
+        return f"{type(error).__name__}: {error}"
+    finally:
+        client.close()
+    return ""
+
+
+def look_again(host: PyinfraHost) -> list[Change]:
+    """Probe once more and plan once more: what is left to do."""
+    run = run_of(host)
+    run.snapshot = _probe(host, run)
+    return list(host_plan(host).changes)
+
+
+def half_registrations(host: PyinfraHost) -> list[str]:
+    """Fleet hosts that this run registered on one side only, because the other side was not part of it."""
+    site = run_of(host).context.site
+    active = {one.name for one in host.state.inventory.get_active_hosts()}
+    here = run_of(host).context.host
+    names = sorted(_registered(host))
+    lines = []
+    missing_ingress = [one.name for one in site.ingress_hosts if one.name not in active]
+    app = site.app_host
+    if "ingress" in here.roles and app is not None and app.name not in active and names:
+        lines.append(f"half registration: {', '.join(names)} inbound only, {app.name} (API, Dialler) is not in this run")
+    if "app" in here.roles and missing_ingress and names:
+        lines.append(f"half registration: {', '.join(names)} outbound only, {', '.join(missing_ingress)} not in this run")
+    return lines

@@ -1,0 +1,3 @@
+from callfleet.inventory import load
+
+globals().update(load(__file__))

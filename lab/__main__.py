@@ -1,0 +1,5 @@
+"""`python -m lab` is `callfleet lab`."""
+
+from lab.cli import lab
+
+lab(prog_name="lab")

@@ -1,0 +1,67 @@
+"""Background starts: POSTs whose call goes on after the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from lab.calls.target import OPEN_TIMEOUT, Resolve, endpoint, netloc
+
+
+@dataclass
+class Started:
+    """One background start: the HTTP status (0: no answer), the time to it in seconds, and the answer's JSON."""
+
+    status: int
+    answer_seconds: float
+    session: str
+    answer: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+async def attach_burst(
+    url: str,
+    n: int,
+    seconds: float,
+    ssl_ctx: ssl.SSLContext | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    body: Mapping[str, Any] | None = None,
+    resolve: Resolve | None = None,
+    uds: str | None = None,
+) -> list[Started]:
+    """POST n background starts at once, each of a call of `seconds`; `body` adds to or replaces the sent fields."""
+    parts = urlsplit(url)
+    extensions: dict[str, Any] = {}
+    found = (resolve or {}).get(endpoint(parts))
+    sent_headers = {"Host": parts.netloc, **(headers or {})}
+    if found is not None:
+        url = urlunsplit(parts._replace(netloc=netloc(*found)))
+        extensions["sni_hostname"] = parts.hostname or ""
+    transport = httpx.AsyncHTTPTransport(verify=ssl_ctx or True, uds=uds, limits=httpx.Limits(max_connections=None))
+
+    async def start(client: httpx.AsyncClient) -> Started:
+        session = f"attach-{uuid.uuid4().hex[:16]}"
+        document = {"bot_id": "demo", "session_id": session, "seconds": seconds, **(body or {})}
+        began = time.monotonic()
+        try:
+            answer = await client.post(url, json=document, headers=sent_headers, extensions=extensions)
+        except httpx.HTTPError as error:
+            return Started(0, time.monotonic() - began, session, error=f"{type(error).__name__}: {error}")
+        elapsed = time.monotonic() - began
+        try:
+            content = answer.json()
+        except ValueError:
+            content = {"text": answer.text[:200]}
+        return Started(answer.status_code, elapsed, session, content if isinstance(content, dict) else {})
+
+    async with httpx.AsyncClient(transport=transport, timeout=OPEN_TIMEOUT, trust_env=False) as client:
+        return list(await asyncio.gather(*(start(client) for _ in range(n))))

@@ -1,0 +1,1 @@
+window.CONFIG = {VITE_API_URL: "__VITE_API_URL__"};

@@ -1,0 +1,36 @@
+"""Verify by a second look: what was changed must now be as declared, and half registrations are named."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import context
+from pyinfra.api import FunctionCommand, operation
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from callfleet.pyinfra_adapter import half_registrations, host_plan, look_again, run_of, say
+
+
+@operation()
+def site() -> Generator[FunctionCommand, None, None]:
+    """Probes a host that was changed once more; anything left to do that does not wait for a call is a failure."""
+    host: Host = context.host
+    if run_of(host).error or not host_plan(host).changes:
+        host.noop("nothing was changed here")
+        return
+    yield FunctionCommand(_verify, (), {})
+
+
+def _verify(state: State, host: Host) -> bool:
+    run = run_of(host)
+    left = look_again(host)
+    waiting = [change for change in left if run.pending and change.calls]
+    wrong = [change for change in left if change not in waiting]
+    for change in wrong:
+        say(host, f"not as declared after this run: {change}", "red")
+    for line in run.pending:
+        say(host, f"pending: {line}; finished by the next run once the call has ended")
+    for line in half_registrations(host):
+        say(host, line)
+    return not wrong

@@ -1,0 +1,143 @@
+"""A host in a temporary directory: real sockets, real worker processes, a stand-in for docker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callfleet.onhost import cli
+from callfleet.onhost.canary import WebSocket
+from callfleet.onhost.compose import Docker
+from callfleet.onhost.slots import observe
+from callfleet.onhost.stack import Stack, load
+
+HERE = Path(__file__).parent
+REPO = HERE.parent.parent
+NAME = "t-fleet"
+
+
+class Host:
+    """One host; `declare` lays down what an apply would lay down, `slotctl` runs the program."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run_dir = root / "run" / NAME
+        self.docker_dir = root / "docker"
+        self.docker_dir.mkdir()
+        self.run_dir.mkdir(parents=True)
+        (root / "opt/stacks" / NAME).mkdir(parents=True)
+
+    def declare(self, slots: int = 2, label: str = "a", mode: str = "ok", **more: Any) -> None:
+        services = more.pop("services", {})
+        workers = {f"worker-{n}": {"label": label, "mode": mode} for n in range(1, slots + 1)}
+        others = {name: {"label": spec.pop("label", "a"), "mode": spec.pop("mode", "ok")} for name, spec in services.items()}
+        made = {**workers, **others}
+        value = {
+            "schema": 1, "stack": NAME, "project_dir": f"/opt/stacks/{NAME}", "run_dir": f"/run/{NAME}",
+            "socket_prefix": "t", "slots": slots, "worker_uid": os.getuid(), "services": services,
+            "config": {name: spec["label"] for name, spec in made.items()},
+            "canary": {"frames": 3, "timeout_seconds": 2}, "limits": {"start_seconds": 3, "stop_seconds": 5}, **more,
+        }  # fmt: skip
+        project = self.root / "opt/stacks" / NAME
+        (project / "compose.yml").write_text(json.dumps({"services": made}))
+        (project / "stack.json").write_text(json.dumps(value))
+
+    @property
+    def stack(self) -> Stack:
+        return load(NAME)
+
+    def slotctl(self, *words: str) -> int:
+        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return cli.main([words[0], NAME, *words[1:]])
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "callfleet.onhost", words[0], NAME, *words[1:]]
+        return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+
+    def states(self) -> dict[int, str]:
+        return {n: slot.word.value for n, slot in observe(self.stack, Docker(self.stack)).items()}
+
+    def labels(self) -> dict[str, str]:
+        return {value["service"]: value["label"] for value in self.containers()}
+
+    def containers(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in self.docker_dir.glob("*.container")]
+
+    def pid(self, service: str) -> int:
+        return next(value["pid"] for value in self.containers() if value["service"] == service)
+
+    def published(self) -> list[int]:
+        names = (self.run_dir / "published").glob("t_*.sock")
+        return sorted(int(path.stem[2:]) for path in names)
+
+    def call(self, n: int, own: bool = False, seconds: float = 30) -> WebSocket:
+        path = self.run_dir / (f"slots/{n}" if own else "published") / f"t_{n}.sock"
+        return WebSocket(path, "/ws/bot", time.monotonic() + seconds)
+
+    def behave(self, n: int, how: str) -> None:
+        (self.run_dir / f"slots/{n}/behave").write_text(how)
+
+    def docker_calls(self) -> list[str]:
+        path = self.docker_dir / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def changes(self) -> list[str]:
+        return [call for call in self.docker_calls() if call.split()[0] in ("compose", "stop", "rm")]
+
+    def forget_calls(self) -> None:
+        (self.docker_dir / "calls").unlink(missing_ok=True)
+
+    def journal(self) -> list[dict[str, Any]]:
+        path = self.root / "etc/callfleet/journal.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def was_cut(self) -> bool:
+        """A worker got TERM during a call, or a running container was recreated under it."""
+        return (self.run_dir / "cut").exists() or (self.docker_dir / "recreated-while-running").exists()
+
+    def close(self) -> None:
+        for value in self.containers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(value["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    root = Path(tempfile.mkdtemp(prefix="slots-"))  # short: a socket's path has 108 bytes
+    programs = root / "bin"
+    programs.mkdir()
+    shutil.copy(HERE / "standin_docker.py", programs / "docker")
+    shutil.copy(HERE / "standin_worker.py", programs / "standin_worker.py")
+    (programs / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLFLEET_ROOT", str(root))
+    monkeypatch.setenv("STANDIN_DOCKER", str(root / "docker"))
+    monkeypatch.setenv("STANDIN_RUN", str(root / "run" / NAME))
+    made = Host(root)
+    yield made
+    made.close()
+    shutil.rmtree(root)
+    assert not root.exists()
+
+
+def wait_until(condition: Any, seconds: float = 5) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "did not happen in time"
+        time.sleep(0.05)
