@@ -94,19 +94,22 @@ class HostPlan:
 
 
 def plan(expected: ExpectedHost, actual: Actual) -> HostPlan:
-    """Compare one host with one snapshot of it."""
-    return HostPlan(expected.name, tuple(plan_concern(concern, actual) for concern in expected.concerns))
+    """Compare one host with one snapshot of it.
+
+    A unit that must be started after a file is restarted when that file is about to change anywhere on the host, so a
+    chained change is planned as a whole.
+    """
+    items = expected.items()
+    touched = frozenset(item.path for item in items if isinstance(item, File) and _file(item, actual))
+    return HostPlan(expected.name, tuple(_concern(concern, actual, touched) for concern in expected.concerns))
 
 
-def plan_concern(concern: Concern, actual: Actual) -> ConcernPlan:
-    """Compare one concern; the changes of one depend on no other, so a chained change is planned exactly."""
-    changes: list[Change] = []
-    for item in concern.items:
-        changes += _compare(item, actual, changes)
-    return ConcernPlan(concern.name, tuple(changes))
+def _concern(concern: Concern, actual: Actual, touched: frozenset[str]) -> ConcernPlan:
+    changes = tuple(change for item in concern.items for change in _compare(item, actual, touched))
+    return ConcernPlan(concern.name, changes)
 
 
-def _compare(item: Item, actual: Actual, earlier: list[Change]) -> list[Change]:
+def _compare(item: Item, actual: Actual, touched: frozenset[str]) -> list[Change]:
     match item:
         case Directory():
             return _directory(item, actual)
@@ -117,7 +120,7 @@ def _compare(item: Item, actual: Actual, earlier: list[Change]) -> list[Change]:
         case Package():
             return _package(item, actual)
         case Unit():
-            return _unit(item, actual, earlier)
+            return _unit(item, actual, touched)
         case Command():
             return _command(item, actual)
         case Images():
@@ -200,7 +203,7 @@ def _package(item: Package, actual: Actual) -> list[Change]:
     return []
 
 
-def _unit(item: Unit, actual: Actual, earlier: list[Change]) -> list[Change]:
+def _unit(item: Unit, actual: Actual, touched: frozenset[str]) -> list[Change]:
     state = actual.unit(item.name)
     if isinstance(state, Unknown):
         return _blocked("unit", item.name, state, item)
@@ -217,13 +220,12 @@ def _unit(item: Unit, actual: Actual, earlier: list[Change]) -> list[Change]:
         changes.append(Change("unit", item.name, Word.START, f"is {state.active}", item))
     elif item.on_change != "none":
         word = Word(item.on_change)
-        if changed := _changed_after(item, state.since, actual, earlier):
+        if changed := _changed_after(item, state.since, actual, touched):
             changes.append(Change("unit", item.name, word, f"{changed} changed after it started", item))
     return changes
 
 
-def _changed_after(item: Unit, since: int | None, actual: Actual, earlier: list[Change]) -> str:
-    touched = {change.subject for change in earlier if change.kind == "file"}
+def _changed_after(item: Unit, since: int | None, actual: Actual, touched: frozenset[str]) -> str:
     for path in item.config:
         if path in touched:
             return path

@@ -26,8 +26,8 @@ from callfleet.actual import Actual, ProbeRequest, Unknown
 from callfleet.desired import Context, expected_host
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
-from callfleet.expected import Command, Concern, Directory, ExpectedHost, File, Package, Stack, Unit
-from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan_concern
+from callfleet.expected import Command, Directory, ExpectedHost, File, Package, Stack, Unit
+from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.script import script
 from callfleet.credentials import Credentials
 from callfleet.site import Site, load_site
@@ -197,14 +197,12 @@ def _canary_known(run: HostRun, name: str) -> bool:
 
 def changes(host: PyinfraHost, name: str) -> ConcernPlan:
     """The changes of one concern on one host."""
-    concern = expected(host).concern(name) or Concern(name, ())
-    return plan_concern(concern, snapshot(host))
+    return host_plan(host).concern(name)
 
 
 def host_plan(host: PyinfraHost) -> HostPlan:
     """All changes of a host, from the snapshot of this run."""
-    whole = expected(host)
-    return HostPlan(host.name, tuple(plan_concern(concern, snapshot(host)) for concern in whole.concerns))
+    return plan(expected(host), snapshot(host))
 
 
 # Operations

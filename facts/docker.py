@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 def read_engine(part: Part) -> Engine:
+    """Newer clients end well although the daemon refused or did not answer: only a version proves that it did."""
     said = json.loads(part.text)
     if not said["version"]:
-        raise ValueError("the daemon does not answer")
+        raise ValueError(part.reason or "; ".join(said["errors"] or ()) or "the daemon does not answer")
     plugins = {plugin["Name"]: plugin.get("Version", "") for plugin in said["plugins"] or ()}
     compose = plugins.get("compose")
     return Engine(

@@ -10,10 +10,11 @@ from pathlib import Path
 from lab import apt, ca, cgroups, hosts, inventory, mounts, network, paths, registry, requirements, rootfs
 from lab.errors import LabError
 from lab.locks import locked
-from lab.model import NAME, Lab, LabHost, all_names, allocate, label
+from lab.model import DEFAULT_SUITE, NAME, Lab, LabHost, all_names, allocate, label
 
 Say = Callable[[str], None]
 PARALLEL = 16
+TRASH = ".trash-"
 
 
 def up(name: str, count: int, suite: str, say: Say) -> Lab:
@@ -58,7 +59,7 @@ def down(name: str, say: Say) -> None:
             for host in lab.hosts:
                 apt.harvest(host.suite, host.upper)
                 hosts.remove_propagation(host)
-            inventory.remove(lab)
+        inventory.remove(Lab(name, 0, DEFAULT_SUITE, ()))  # their names come from the lab's name alone
         _forget(root)
     if not all_names():
         network.restore_forwarding()
@@ -67,8 +68,9 @@ def down(name: str, say: Say) -> None:
 def known() -> list[str]:
     """Names of labs of which anything is left on this machine."""
     groups = {path.name for root in cgroups.hierarchies() for path in root.glob(label("*"))}
-    labelled = {group.removeprefix(label("")) for group in groups} | network.labelled()
-    return sorted({name for name in labelled if NAME.fullmatch(name)} | set(all_names()))
+    left = {group.removeprefix(label("")) for group in groups} | network.labelled()
+    left |= {path.name.removeprefix(TRASH) for path in paths.labs().glob(f"{TRASH}*")}
+    return sorted({name for name in left if NAME.fullmatch(name)} | set(all_names()))
 
 
 def drop_cache() -> None:
@@ -125,9 +127,8 @@ def _fill_registry(lab: Lab, say: Say) -> dict[str, str]:
 
 def _forget(root: Path) -> None:
     """Take the directory out of sight in one step, then delete it; the next `down` finishes a killed one."""
-    for old in paths.labs().glob(f".trash-{root.name}"):
-        mounts.delete(old)
+    trash = root.with_name(f"{TRASH}{root.name}")
+    mounts.delete(trash)
     if root.exists():
-        trash = root.with_name(f".trash-{root.name}")
         root.rename(trash)
         mounts.delete(trash)

@@ -33,7 +33,7 @@ nft -f {RULES} || {{ systemctl stop {REVERT_UNIT}.timer; exit 1; }}
 KEEP = f"""
 set -u
 systemctl stop {REVERT_UNIT}.timer || exit 1
-rules=$(sha256sum < {RULES}) && loaded=$(nft list table inet callfleet | sha256sum) || exit 1
+rules=$(sha256sum < {RULES}) && loaded=$(nft -s list table inet callfleet | sha256sum) || exit 1
 printf '%s %s\\n' "${{rules%% *}}" "${{loaded%% *}}" > {LOADED}.new && mv {LOADED}.new {LOADED}
 """
 

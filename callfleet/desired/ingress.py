@@ -19,7 +19,7 @@ FOLDER = "/etc/callfleet/ingress"
 ADMIN_SOCKET = "/run/callfleet-ingress/admin.sock"
 MASTER_SOCKET = "/run/haproxy-master.sock"
 LOAD = (
-    "python3 -I -c 'import sys; sys.path.insert(0, \"/usr/local/lib/callfleet\"); "
+    "python3 -I -B -c 'import sys; sys.path.insert(0, \"/usr/local/lib/callfleet\"); "
     "from onhost.native import main; sys.exit(main())'"
 )
 

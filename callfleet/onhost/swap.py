@@ -10,7 +10,8 @@ from .slots import Slot, forget, mark, may_stop, observe, publish, unmark, withd
 from .states import Process, Word
 from .worker import ask
 
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 6.0
+"""After a withdrawal, for connections to end: longer than uvicorn keeps an idle one (5 s)."""
 
 
 def bring_up(run: Run, n: int) -> None:

@@ -287,6 +287,16 @@ def test_a_daemon_that_does_not_answer_is_unknown(bare: Bare) -> None:
     assert isinstance(actual.images, Unknown)
 
 
+def test_a_client_that_ends_well_without_its_daemon_is_unknown(bare: Bare) -> None:
+    """Docker 26 does so for a user who may not use the socket; its words are the reason."""
+    (bare.folder / "engine").write_text(json.dumps({**ENGINE, "version": "", "errors": ["permission denied"]}))
+    bare.tool("docker", f'[ "$1" = info ] && cat {bare.folder}/engine')
+    actual = bare.probe(ProbeRequest())
+    assert isinstance(actual.engine, Unknown)
+    assert "permission denied" in actual.engine.reason
+    assert isinstance(actual.containers, Unknown)
+
+
 def test_a_daemon_without_its_client_is_unknown(bare: Bare) -> None:
     bare.tool("dockerd", "exit 0")
     assert isinstance(bare.probe(ProbeRequest()).engine, Unknown)

@@ -1,0 +1,57 @@
+"""One lab of three real hosts for the whole run, converged once from bare."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.model import Lab
+from tests.lab.fleet import Fleet
+
+NAME = os.environ.get("CALLFLEET_TEST_LAB", "test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below this folder needs lab hosts."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+
+
+def lab_command(*arguments: str) -> None:
+    """`callfleet lab ARGUMENTS`; its output only when it fails."""
+    done = subprocess.run([sys.executable, "-m", "lab", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"lab {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def bare() -> Iterator[Fleet]:
+    """Three bare hosts. A lab that is kept (CALLFLEET_KEEP_LAB=1) is used as it is found."""
+    keep = os.environ.get("CALLFLEET_KEEP_LAB") == "1"
+    if not keep:
+        lab_command("down", "--name", NAME)
+    lab_command("up", "--name", NAME, "--hosts", "3")
+    yield Fleet(Lab.load(NAME))
+    if not keep:
+        lab_command("down", "--name", NAME)
+
+
+@pytest.fixture(scope="session")
+def converged(bare: Fleet) -> Fleet:
+    """The same hosts after one converge."""
+    done = bare.converge()
+    assert done.pending == [], done.output[-3000:]
+    return bare
+
+
+@pytest.fixture
+def fleet(converged: Fleet) -> Iterator[Fleet]:
+    """The converged hosts, idle before and after each test."""
+    converged.wait_idle()
+    yield converged
+    converged.wait_idle()

@@ -1,0 +1,200 @@
+"""The lab fleet as the tests see it: converge it, call it, look at it from outside.
+
+Zeros are read from the stand-ins' own event logs, from hashes, Docker's events, unit start times and HAProxy's processes,
+never from what callfleet says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from lab.calls import CallHolder, Started, attach_burst
+from lab.hosts import ssh_command
+from lab.model import Lab, LabHost
+
+ROOT = Path(__file__).resolve().parents[2]
+PYINFRA = Path(sys.executable).with_name("pyinfra")
+STACK = "cxb-fleet"
+WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Converge:
+    """How one run of pyinfra ended."""
+
+    code: int
+    output: str
+    seconds: float
+
+    @property
+    def changed(self) -> int:
+        """Operations that changed a host, from pyinfra's own table."""
+        found = re.search(r"Grand total\s+\d+\s+(\S+)\s+(\S+)\s+(\S+)", self.output)
+        assert found, f"no result table in:\n{self.output[-3000:]}"
+        return 0 if found[1] == "-" else int(found[1])
+
+    @property
+    def errors(self) -> int:
+        """Operations that failed."""
+        found = re.search(r"Grand total\s+\d+\s+(\S+)\s+(\S+)\s+(\S+)", self.output)
+        return 0 if found is None or found[2] == "-" else int(found[2])
+
+    @property
+    def pending(self) -> list[str]:
+        """What was left for a later run because a call was on."""
+        return re.findall(r"pending: (.*?); finished by the next run", self.output)
+
+    @property
+    def planned(self) -> set[str]:
+        """Every change it listed, with its host."""
+        lines = re.findall(r"^\s+\[(\S+)\]\s+((?:create|update|remove|install|hold|enable|start|restart|reload|pull|"
+                           r"recreate|publish|set|load|fetch|register|blocked) .*)$", self.output, re.MULTILINE)  # fmt: skip
+        return {f"{host}: {change}" for host, change in lines}
+
+
+class Fleet:
+    """One converged lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    # Hosts
+
+    def ssh(self, host: str | LabHost, command: str, *, check: bool = True, timeout: float = 120) -> str:
+        """Run a command as root on a host; its output."""
+        found = self.lab.host(host) if isinstance(host, str) else host
+        done = subprocess.run(
+            [*ssh_command(found), "sh -s"], input=command, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert not check or done.returncode == 0, f"{found.name}: {command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @property
+    def fleet_names(self) -> list[str]:
+        """Names of the fleet hosts."""
+        return [host.name for host in self.lab.fleet_hosts]
+
+    # callfleet
+
+    def pyinfra(self, *arguments: str, answer: str | None = None, timeout: float = 600) -> Converge:
+        """`pyinfra inventories/<site>.py deploy.py ARGUMENTS` from the checkout, without a terminal."""
+        began = time.monotonic()
+        done = subprocess.run(
+            [str(PYINFRA), f"inventories/{self.lab.site}.py", "deploy.py", *arguments],
+            cwd=ROOT,
+            input=answer or "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=os.environ | {"PYINFRA_PROGRESS": "off"},
+            check=False,
+        )
+        return Converge(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+
+    def converge(self, *arguments: str) -> Converge:
+        """Apply without asking; fails the test when an operation failed."""
+        done = self.pyinfra("-y", *arguments)
+        assert done.code == 0, done.output[-6000:]
+        assert done.errors == 0, done.output[-6000:]
+        return done
+
+    @contextmanager
+    def edited(self, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+        """The site file with `change` made to it; put back at the end (the hosts are not)."""
+        before = self.lab.inventory.read_text()
+        yaml = YAML()
+        data = yaml.load(before)
+        change(data)
+        with self.lab.inventory.open("w") as out:
+            yaml.dump(data, out)
+        try:
+            yield
+        finally:
+            self.lab.inventory.write_text(before)
+
+    # Calls
+
+    @property
+    def ssl(self) -> ssl.SSLContext:
+        """Trust in the lab's authority."""
+        return ssl.create_default_context(cafile=str(self.lab.tls("ca.pem")))
+
+    @property
+    def resolve(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """What DNS would say."""
+        names = {"calls": self.lab.hub, "api": self.lab.hub, "console": self.lab.hub}
+        names |= {host.name: host for host in self.lab.hosts}
+        return {(f"{name}.{self.lab.domain}", 443): (host.address, 443) for name, host in names.items()}
+
+    def calls(self, name: str = "calls", path: str = "/ws/demo") -> CallHolder:
+        """Calls at a name of the site, through the ingress unless a host is named."""
+        return CallHolder(f"wss://{name}.{self.lab.domain}{path}", self.ssl, resolve=self.resolve)
+
+    def attach(self, host: str, n: int, seconds: float, path: str = "/attach", **body: Any) -> list[Started]:
+        """n simultaneous background starts at a host's own proxy."""
+        url = f"https://{host}.{self.lab.domain}{path}"
+        return asyncio.run(attach_burst(url, n, seconds, self.ssl, body=body, resolve=self.resolve))
+
+    # From outside
+
+    def events(self, host: str, since: float = 0.0) -> list[dict[str, Any]]:
+        """The workers' own log on one host, oldest first."""
+        text = self.ssh(host, f"cat /var/lib/{STACK}/outbox/events.jsonl 2>/dev/null || true")
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [event for event in found if event["t"] >= since]
+
+    def doubled(self, since: float) -> list[dict[str, Any]]:
+        """Starts that a worker accepted while it was on a call."""
+        every = [event for host in self.fleet_names for event in self.events(host, since)]
+        return [event for event in every if event["event"] == "start_while_busy_accepted"]
+
+    def slots(self, host: str) -> list[dict[str, Any]]:
+        """What the slot program says of each slot."""
+        return list(json.loads(self.ssh(host, f"slotctl status {STACK} --json"))["slots"])
+
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Until every worker says 0 calls."""
+        self.until(lambda: all(s["calls"] == 0 for h in self.fleet_names for s in self.slots(h)), seconds, "all slots idle")
+
+    def until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Await a condition; fails the test when it does not come true in time."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+            time.sleep(0.2)
+
+    def outside(self, host: str) -> dict[str, str]:
+        """All that a run could have changed, read without callfleet: content, times, containers, units, rules."""
+        return {
+            "files": self.ssh(
+                host,
+                "find /etc /opt /usr/local /var/lib/systemd/deb-systemd-helper-enabled -xdev -type f "
+                "! -name '*-' ! -path '/etc/callfleet/journal.jsonl' -printf '%p %m %U:%G %T@ %s\\n' 2>/dev/null | sort; "
+                "find /etc/callfleet /opt/stacks /etc/systemd /usr/local -xdev -type f ! -name journal.jsonl "
+                "-exec sha256sum {} + 2>/dev/null | sort",
+            ),
+            "containers": self.ssh(
+                host, "command -v docker >/dev/null && docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' "
+                "$(docker ps -aq) 2>/dev/null | sort || true"
+            ),
+            "units": self.ssh(
+                host, "systemctl show docker containerd nftables haproxy callfleet-firewall 'stack@*' 'callfleet-keeper@*' "
+                "-p Id -p ActiveState -p ExecMainStartTimestampMonotonic -p MainPID -p UnitFileState 2>/dev/null"
+            ),
+            "packages": self.ssh(host, "dpkg-query -W; apt-mark showhold"),
+            "rules": self.ssh(host, "command -v nft >/dev/null && nft list table inet callfleet 2>/dev/null || true"),
+        }
