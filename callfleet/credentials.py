@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 
 from callfleet.errors import CallfleetError
 from callfleet.secrets import SecretRef
@@ -36,9 +37,17 @@ class Credentials:
         return self._values[key]
 
 
+_opened: dict[Path, Credentials] = {}
+
+
+def opened(site: Site) -> Credentials:
+    """The credentials of a site as its check left them, so that a `command:` secret is asked for once a run."""
+    return _opened.setdefault(site.path, Credentials(site))
+
+
 def unreadable(site: Site) -> list[str]:
     """Every reference of the site that cannot be had, as lines for the operator: asked before anything connects."""
-    credentials = Credentials(site)
+    credentials = _opened[site.path] = Credentials(site)
     internal = site.tls.internal
     references: list[SecretRef | str] = [*site.declared.secrets.values(), *site.tls.certificates.values()]
     if internal is not None:
@@ -54,5 +63,3 @@ def unreadable(site: Site) -> list[str]:
         except CallfleetError as error:
             problems.append(str(error))
     return problems
-
-

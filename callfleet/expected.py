@@ -95,6 +95,16 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Requirement:
+    """What a host must be and callfleet does not make it: where `fact` has none of `accepted`, nothing is done there."""
+
+    subject: str
+    fact: str
+    accepted: tuple[str, ...]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Images:
     """Images that must be on the host, as pullable references."""
 
@@ -116,7 +126,7 @@ class Stack:
     proxy_config: str = ""
 
 
-Item = Directory | File | Absent | Package | Unit | Command | Images | Stack
+Item = Directory | File | Absent | Package | Unit | Command | Requirement | Images | Stack
 
 
 @dataclass(frozen=True)

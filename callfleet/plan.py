@@ -20,6 +20,7 @@ from callfleet.expected import (
     Images,
     Item,
     Package,
+    Requirement,
     Stack,
     Unit,
 )
@@ -123,6 +124,8 @@ def _compare(item: Item, actual: Actual, touched: frozenset[str]) -> list[Change
             return _unit(item, actual, touched)
         case Command():
             return _command(item, actual)
+        case Requirement():
+            return _requirement(item, actual)
         case Images():
             return _images(item, actual)
         case Stack():
@@ -245,6 +248,16 @@ def _command(item: Command, actual: Actual) -> list[Change]:
     return [Change("setting", item.subject, Word(item.action), item.reason, item)]
 
 
+def _requirement(item: Requirement, actual: Actual) -> list[Change]:
+    found = fact(item.fact, actual)
+    if isinstance(found, Unknown):
+        return _blocked(item.subject, item.fact, found, item)
+    if found in item.accepted:
+        return []
+    reason = f"found {found}, expected {' or '.join(item.accepted)}. {item.hint}".strip()
+    return [Change(item.subject, found, Word.BLOCKED, reason, item)]
+
+
 def fact(name: str, actual: Actual) -> str | Unknown:
     """The value of one named fact as text; empty where the thing is not there yet."""
     kind, _, argument = name.partition(":")
@@ -255,6 +268,8 @@ def fact(name: str, actual: Actual) -> str | Unknown:
                 return engine
             # A daemon that is still to be installed starts with our daemon.json.
             return "true" if not isinstance(engine, Engine) or engine.live_restore else "false"
+        case "os":
+            return actual.os if isinstance(actual.os, Unknown) else f"{actual.os.id} {actual.os.version_id}"
         case "file":
             state = actual.file(argument)
             return state if isinstance(state, Unknown) else ("" if state is None else "present")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,18 +24,19 @@ from pyinfra.api.host import Host as PyinfraHost
 from pyinfra.api.state import State
 
 from callfleet.actual import Actual, ProbeRequest, Unknown
+from callfleet.credentials import opened
 from callfleet.desired import Context, expected_host
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
-from callfleet.expected import Command, Directory, ExpectedHost, File, Package, Stack, Unit
+from callfleet.expected import Command, Directory, File, Package, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.script import script
-from callfleet.credentials import Credentials
 from callfleet.site import Site, load_site
 from facts.probe import Probe
 
 PROBE_SECONDS = 60.0
 STEP_SECONDS = 1800.0
+SKEW_SECONDS = 30.0
 FOLLOW_SECONDS = 900.0
 
 
@@ -56,6 +58,17 @@ class HostRun:
     carried_out: list[Change] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
     canary: bool | None = None
+    planned: Planned | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and all that it was made from besides the site: the same inputs give the same plan."""
+
+    snapshot: Actual
+    registered: frozenset[str]
+    registered_before: frozenset[str]
+    plan: HostPlan
 
 
 _runs: WeakKeyDictionary[State, dict[str, HostRun]] = WeakKeyDictionary()
@@ -75,7 +88,7 @@ def run_of(host: PyinfraHost) -> HostRun:
     runs = _runs.setdefault(host.state, {})
     if host.name not in runs:
         site = site_of(host)
-        store = Credentials(site)
+        store = opened(site)
         made = Context(site, site.host(host.name), store.secret, store.credential)
         runs[host.name] = HostRun(made, _request(made))
     return runs[host.name]
@@ -118,15 +131,25 @@ def snapshot(host: PyinfraHost) -> Actual:
 
 def _probe(host: PyinfraHost, run: HostRun) -> Actual:
     _tune(host)
+    began = time.time()
     try:
         with gevent.Timeout(PROBE_SECONDS, exception=TimeoutError):
             actual: Actual = host.get_fact(Probe, run.request)
     except Exception as error:  # noqa: BLE001 - an exception here would stop the run for every host
         run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s" if isinstance(error, TimeoutError) else str(error)
         return Actual.unread(run.error, run.request)
+    if (skew := _skew(actual, began)) > SKEW_SECONDS:
+        run.error = f"its clock is {skew:.0f} s off ours: certificates and the order of events would be wrong; set its clock"
     if isinstance(actual.os, Unknown):
         run.error = f"the probe could not be read: {actual.os.reason}"
     return actual
+
+
+def _skew(actual: Actual, began: float) -> float:
+    """Seconds by which the host's clock lies outside of the time in which it was asked; 0 where it did not say."""
+    if isinstance(actual.clock, Unknown):
+        return 0.0
+    return max(began - 1 - actual.clock.unix, actual.clock.unix - time.time(), 0.0)
 
 
 def _tune(host: PyinfraHost) -> None:
@@ -144,13 +167,6 @@ def _tune(host: PyinfraHost) -> None:
 
 
 # Deciding
-
-
-def expected(host: PyinfraHost) -> ExpectedHost:
-    """The expected state, with those fleet hosts registered that may be."""
-    run = run_of(host)
-    made = replace(run.context, registered=_registered(host), registered_before=_registered_before(host))
-    return expected_host(made, snapshot(host))
 
 
 def _registered(host: PyinfraHost) -> frozenset[str]:
@@ -201,8 +217,16 @@ def changes(host: PyinfraHost, name: str) -> ConcernPlan:
 
 
 def host_plan(host: PyinfraHost) -> HostPlan:
-    """All changes of a host, from the snapshot of this run."""
-    return plan(expected(host), snapshot(host))
+    """All changes of a host, from the snapshot of this run and those fleet hosts that may be registered by now."""
+    run, actual = run_of(host), snapshot(host)
+    registered, before = _registered(host), _registered_before(host)
+    known = run.planned
+    # Every operation asks, and rendering a whole host each time was two thirds of the controller's work.
+    if known is None or known.snapshot is not actual or (known.registered, known.registered_before) != (registered, before):
+        made = replace(run.context, registered=registered, registered_before=before)
+        known = Planned(actual, registered, before, plan(expected_host(made, actual), actual))
+        run.planned = known
+    return known.plan
 
 
 # Operations
@@ -217,19 +241,32 @@ def carry_out(
     while it executes, so it only reads.
     """
     host: PyinfraHost = context.host
-    run = run_of(host)
-    snapshot(host)
-    if run.error:
-        yield FunctionCommand(_fail, (run.error,), {})
+    todo, error = _decide(host, name)
+    if error:
+        yield FunctionCommand(fail, (error,), {})
         return
-    todo = changes(host, name)
     if not todo.changes:
         host.noop(f"{name} is as declared")
         return
     if not host.state.is_executing:
         _show(host, todo)
-        run.planned_fingerprint = run.planned_fingerprint or snapshot(host).fingerprint()
     yield FunctionCommand(_carry_out, (name, act or run_changes), {})
+
+
+def _decide(host: PyinfraHost, name: str) -> tuple[ConcernPlan, str]:
+    """The changes of one concern, and why they cannot be told. Never raises: that would stop the run for every host."""
+    nothing = ConcernPlan(name, ())
+    try:
+        run, actual = run_of(host), snapshot(host)
+        if run.error:
+            return nothing, run.error
+        todo = changes(host, name)
+        if todo.changes and not host.state.is_executing and not run.planned_fingerprint:
+            run.planned_fingerprint = actual.fingerprint()
+    except Exception as error:  # noqa: BLE001 - see above
+        logger.debug(traceback.format_exc())
+        return nothing, f"{name}: what this host needs could not be decided: {type(error).__name__}: {error}"
+    return todo, ""
 
 
 def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[PyinfraHost, ConcernPlan], None]) -> bool:
@@ -248,7 +285,8 @@ def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[Pyinfr
     return True
 
 
-def _fail(state: State, host: PyinfraHost, reason: str) -> bool:
+def fail(state: State, host: PyinfraHost, reason: str) -> bool:
+    """Fails this host's operation, and no other host's, with a reason."""
     _say(host, logger.error, reason, "red")
     return False
 
@@ -261,6 +299,8 @@ def _still_as_planned(host: PyinfraHost, run: HostRun) -> None:
     if not run.planned_fingerprint:
         return
     fresh = _probe(host, run)
+    if run.error:
+        raise StepError(f"{run.error}; nothing was done here, run again")
     if fresh.fingerprint() != run.planned_fingerprint:
         raise StepError("the host changed since the plan was shown; nothing was done here, run again")
     run.snapshot = fresh

@@ -43,7 +43,7 @@ def script(changes: Iterable[Change]) -> str:
             case Package() as item:
                 # All packages of a concern in one transaction: half of Docker is worse than none of it.
                 if not installed:
-                    parts.append(_packages([c for c in todo if isinstance(c.item, Package)]))
+                    parts.append(_packages(todo))
                     installed = True
             case Unit() as item:
                 if reload_pending:
@@ -102,12 +102,16 @@ def _packages(changes: list[Change]) -> str:
     hold = [c.item.name for c in changes if isinstance(c.item, Package) and c.item.hold]
     lines = []
     if install:
+        # Lists of the last hour will do, unless a source was just added.
+        sources = any(isinstance(c.item, File) and c.item.path.startswith("/etc/apt/sources") for c in changes)
+        fresh = "" if sources else '[ -n "$(find /var/lib/apt/lists -name \'*Packages*\' -mmin -60 | head -n 1)" ] || '
         names = " ".join(_q(name) for name in install)
         lines += [
             "at 'apt-get update'",
-            f"apt-get {APT} -qq update </dev/null >&2 || die",
+            f"{fresh}apt-get {APT} -qq update </dev/null >&2 || die",
             f"at {_q('install ' + ' '.join(install))}",
-            f"apt-get {APT} -qq -y --no-install-recommends install {names} </dev/null >&2 || die",
+            f"install() {{ apt-get {APT} -qq -y --no-install-recommends install {names} </dev/null >&2; }}",
+            f"install || {{ apt-get {APT} -qq update </dev/null >&2 && install; }} || die",
         ]
     if hold:
         lines += [f"at {_q('hold ' + ' '.join(hold))}", f"apt-mark -qq hold {' '.join(hold)} >/dev/null || die"]
@@ -120,5 +124,5 @@ def _unit(item: Unit, word: Word) -> str:
     name = _q(item.name)
     check = ""
     if item.name.endswith(".service") and "@" not in item.name and word is Word.ENABLE:
-        check = f"systemd-analyze verify {name} </dev/null >&2 || die\n"
+        check = f"systemd-analyze --man=no verify {name} </dev/null >&2 || die\n"
     return f"at {_q(f'{word} {item.name}')}\n{check}systemctl --quiet {word} {name} </dev/null || die\n"

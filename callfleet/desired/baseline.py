@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
-from callfleet.expected import Concern, Directory, File, Package, Unit
+from callfleet.expected import Concern, Directory, File, Package, Requirement, Unit
 from callfleet.templates import verbatim
 
 PACKAGES = ("ca-certificates", "curl", "iproute2", "nftables", "procps", "python3")
@@ -16,6 +16,7 @@ def concern(context: Context, actual: Actual | None) -> Concern:
     return Concern(
         "baseline",
         (
+            _system(context),
             *(Package(name) for name in PACKAGES),
             Directory("/etc/callfleet"),
             Directory("/etc/systemd/journald.conf.d"),
@@ -28,3 +29,16 @@ def concern(context: Context, actual: Actual | None) -> Concern:
             Unit("systemd-journald.service", enabled=False, config=(JOURNALD,), on_change="restart"),
         ),
     )
+
+
+def _system(context: Context) -> Requirement:
+    """Which systems a host may run. The proxies need HAProxy 3.0 and the stacks Compose 2: Debian 13 brings both.
+
+    A host that only carries calls may get Docker from Docker's own repository, and its proxy comes in a container; that
+    is written from the distributions' documentation, and untested.
+    """
+    native_proxy = bool(context.host.roles & {"ingress", "app"})
+    if context.site.docker.source == "docker" and not native_proxy:
+        return Requirement("system", "os", ("debian 13", "debian 12", "ubuntu 24.04", "ubuntu 22.04"))
+    hint = "" if native_proxy else "Older ones have no Compose 2: set docker.source to docker."
+    return Requirement("system", "os", ("debian 13",), hint)

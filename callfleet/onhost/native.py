@@ -13,8 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import SlotError
-from .proxy import QUIET_READINGS, READINGS_APART_SECONDS, RELOAD_SECONDS, SEEN_SECONDS, YOUNGEST_SECONDS, Proxy
-from .proxy import running_config, say, sessions
+from .proxy import (
+    QUIET_READINGS,
+    READINGS_APART_SECONDS,
+    RELOAD_SECONDS,
+    SEEN_SECONDS,
+    YOUNGEST_SECONDS,
+    running_config,
+    say,
+    sessions,
+)
+from .stack import Proxy
 
 START_SECONDS = 15.0
 
@@ -41,11 +50,19 @@ def load(unit: str, config: Path, proxy: Proxy) -> str:
 
 
 def _is_quiet(proxy: Proxy) -> bool:
-    for reading in range(QUIET_READINGS):
-        if reading:
-            time.sleep(READINGS_APART_SECONDS)
-        if sessions(proxy):
-            return False
+    """Nobody is connected, several times in a row; one that is just starting is asked again until it answers."""
+    until = time.monotonic() + START_SECONDS
+    quiet = 0
+    while quiet < QUIET_READINGS:
+        try:
+            if sessions(proxy):
+                return False
+            quiet += 1
+        except SlotError:
+            if time.monotonic() > until:
+                raise
+            quiet = 0
+        time.sleep(READINGS_APART_SECONDS)
     return True
 
 

@@ -94,19 +94,37 @@ def _read(stack: Stack, n: int, mine: list[Container] | None, rows: list[sockets
     else:
         listening = None
         answer = ask(stack.own_socket(n), n, stack.health)
+    published, foreign = _public_name(stack, n, own)
     seen = Seen(
         process=process,
         listening=listening,
         calls=answer.calls,
         connections=connections,
-        published=os.path.lexists(stack.published_socket(n)),
+        published=published,
         served=served,
         declared=is_declared(stack, n),
+        foreign=foreign,
     )
     problem = answer.problem or (trouble or "connections could not be read" if connections is None else None)
     if len(running) > 1:
         problem = f"{len(running)} containers run for this slot"
+    if foreign:
+        problem = f"another process listens on {stack.published_socket(n)}"
     return Slot(n, word(seen), seen, container, problem if mine is not None else trouble)
+
+
+def _public_name(stack: Stack, n: int, own: sockets.Identity | None) -> tuple[bool, bool]:
+    """Whether a call could come by the slot's public name, and whether somebody else would get it.
+
+    A name that leads to another socket than the worker's is a dead one until the keeper replaces it, or stolen.
+    """
+    name = stack.published_socket(n)
+    if not os.path.lexists(name):
+        return False, False
+    if own is not None and sockets.identity(name) == own:
+        return True, False
+    foreign = sockets.listening(name) is not False
+    return foreign, foreign
 
 
 def _served(stack: Stack, n: int, container: Container) -> bool:

@@ -55,10 +55,14 @@ class Seen:
     """It has been published since its start."""
     declared: bool
     """An operator declared it drained."""
+    foreign: bool = False
+    """Somebody else than this worker accepts on its public name."""
 
 
 def word(seen: Seen) -> Word:
     """The state of a slot. Doubt gives UNKNOWN, which is busy."""
+    if seen.foreign:
+        return Word.UNKNOWN
     if seen.process is Process.STOPPED:
         return Word.DEAD if seen.listening is False and seen.connections == 0 else Word.UNKNOWN
     if seen.process is not Process.RUNNING:

@@ -1,0 +1,91 @@
+"""Looking at lab hosts from outside, where `Fleet` alone does not suffice: probes, Docker's events, leaked secrets."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from callfleet.actual import Actual, ProbeRequest
+from callfleet.credentials import Credentials
+from callfleet.desired import Context, expected_host
+from callfleet.expected import Directory, File, Package, Stack, Unit
+from callfleet.site import load_site
+from facts.probe import parse, script
+from lab.model import Lab
+from tests.lab.fleet import Fleet
+
+WINDOW = 20
+
+
+def request(fleet: Fleet, host: str) -> ProbeRequest:
+    """All that a converge of this host could look at."""
+    site = load_site(fleet.lab.inventory)
+    store = Credentials(site)
+    items = expected_host(Context(site, site.host(host), store.secret, store.credential)).items()
+    stacks = [item.name for item in items if isinstance(item, Stack)]
+    return ProbeRequest(
+        files=tuple(dict.fromkeys(item.path for item in items if isinstance(item, File | Directory))),
+        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded"),
+        units=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Unit))),
+        packages=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Package))),
+        stacks=tuple(stacks),
+        haproxy_admin=tuple(f"/run/{name}/proxy/admin.sock" for name in stacks),
+    )
+
+
+def probe(fleet: Fleet, host: str) -> Actual:
+    """One probe of a host, over the tests' own SSH."""
+    text = shlex.quote(script(request(fleet, host)))
+    return parse(fleet.ssh(host, f"sh -c {text} </dev/null").splitlines())
+
+
+def outside(fleet: Fleet) -> dict[str, dict[str, str]]:
+    """`Fleet.outside` of every host."""
+    return {host.name: fleet.outside(host.name) for host in fleet.lab.hosts}
+
+
+def differences(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> list[str]:
+    """The lines in which two such looks differ, for a readable failure."""
+    found = []
+    for host, parts in before.items():
+        for part, text in parts.items():
+            old, new = set(text.splitlines()), set(after[host][part].splitlines())
+            found += [f"{host} {part}: - {line}" for line in sorted(old - new)]
+            found += [f"{host} {part}: + {line}" for line in sorted(new - old)]
+    return found
+
+
+@contextmanager
+def docker_events(fleet: Fleet) -> Iterator[list[str]]:
+    """What Docker did on all hosts while the block ran; filled at its end."""
+    found: list[str] = []
+    since = {host.name: fleet.ssh(host, "date +%s.%N").strip() for host in fleet.lab.hosts}
+    yield found
+    for host in fleet.lab.hosts:
+        lines = fleet.ssh(host, f"docker events --since {since[host.name]} --until $(date +%s.%N)").splitlines()
+        found += [f"{host.name}: {line}" for line in lines]
+
+
+def leaks(lab: Lab, text: str) -> list[str]:
+    """Names of the lab's secrets that stand in a text: as they are, or as base64 wherever it begins and is wrapped."""
+    return sorted(name for name, value in _secrets(lab) if any(form in text for form in _forms(value)))
+
+
+def _secrets(lab: Lab) -> Iterator[tuple[str, str]]:
+    for path in sorted((lab.directory / "secrets").iterdir()):
+        yield path.name, path.read_text().strip()
+    for path in sorted((lab.directory / "tls").glob("*.pem")):
+        text = path.read_text()
+        if "PRIVATE KEY" in text:
+            # The line after the first holds key bytes only; the first is the same for all keys of a kind.
+            yield path.name, text[text.index("PRIVATE KEY-----") :].splitlines()[2]
+
+
+def _forms(value: str) -> Iterator[str]:
+    yield value
+    for lead in range(3):
+        encoded = base64.b64encode(b"\0" * lead + value.encode()).decode()[4:-4]
+        for start in range(0, max(len(encoded) - WINDOW, 0) + 1, WINDOW // 2):
+            yield encoded[start : start + WINDOW]

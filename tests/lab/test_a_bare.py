@@ -1,0 +1,96 @@
+"""Bare hosts: what `--dry` lists is what the first run does, it ends with everything serving, the second does nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab.fleet import Converge, Fleet
+from tests.lab.look import differences, docker_events, leaks, outside, probe
+
+SLOTS = 8
+
+
+@dataclass
+class First:
+    """A dry run on bare hosts, what changed on them meanwhile, and the run that followed."""
+
+    dry: Converge
+    changed: list[str]
+    fingerprints: tuple[dict[str, str], dict[str, str]]
+    real: Converge
+
+
+@pytest.fixture(scope="module")
+def first(bare: Fleet) -> First:
+    """Carried out once; the tests below each look at one side of it."""
+    if "site.json" in bare.ssh("hub", "ls /etc/callfleet 2>/dev/null || true"):
+        pytest.skip("the kept lab was converged before; bare hosts are needed")
+    names = [host.name for host in bare.lab.hosts]
+    before, prints = outside(bare), {name: probe(bare, name).fingerprint() for name in names}
+    dry = bare.pyinfra("--dry", "--diff", "-vvv")
+    changed = differences(before, outside(bare))
+    again = {name: probe(bare, name).fingerprint() for name in names}
+    return First(dry, changed, (prints, again), bare.converge("-vvv"))
+
+
+def test_dry_on_bare_hosts_writes_nothing(first: First) -> None:
+    """Content, times, packages, units and rules are the same before and after, and two probes see the same host."""
+    assert first.dry.code == 0, first.dry.output[-3000:]
+    assert first.changed == []
+    assert first.fingerprints[0] == first.fingerprints[1]
+
+
+def test_the_first_run_does_exactly_what_dry_listed(first: First) -> None:
+    """The two sets of changes, each with its host and its reason, are equal."""
+    assert first.dry.planned, first.dry.output[-3000:]
+    assert first.real.planned == first.dry.planned
+
+
+def test_dry_shows_unified_diffs(first: First) -> None:
+    """New files with every line, secret ones by name alone."""
+    assert "+++ /opt/stacks/cxb-fleet/compose.yml" in first.dry.output
+    assert "+  worker-4:" in first.dry.output
+    assert "+++ /opt/stacks/cxb-fleet/secrets/worker.env (secret, new; content not shown)" in first.dry.output
+
+
+def test_no_output_holds_a_secret(bare: Fleet, first: First) -> None:
+    """Secrets, private keys and their base64 forms are in neither output, whatever the verbosity."""
+    held = bare.lab.secret("core_secret").read_text().strip()
+    assert leaks(bare.lab, f"a control: {held}") == ["core_secret"]
+    assert leaks(bare.lab, first.dry.output) == []
+    assert leaks(bare.lab, first.real.output) == []
+
+
+def test_everything_serves_after_the_first_run(bare: Fleet, first: First) -> None:
+    """Eight calls at once through the ingress, API and Console by their names, both hosts registered outbound."""
+    assert first.real.pending == []
+    with bare.calls() as held:
+        held.start(SLOTS)
+        assert held.wait_open() == SLOTS, held.report().as_json()
+        held.stop()
+        assert held.report().clean
+    urls = [f"https://{name}.{bare.lab.domain}" for name in bare.fleet_names]
+    settings = bare.ssh(
+        "hub", "curl -fsS -K /opt/stacks/cxb-app/secrets/api-curl.conf http://127.0.0.1:8080/api/v1/settings/fleet"
+    )
+    assert json.loads(settings) == {"core_fleet": urls}
+    assert json.loads(bare.ssh("hub", "curl -fsS http://127.0.0.1:8090/health"))["status"] == "ok"
+    for name, path in (("api", "/health"), ("console", "/")):
+        answer = bare.ssh("hub", f"curl -fsSk -o /dev/null -w '%{{http_code}}' https://{name}.{bare.lab.domain}{path}")
+        assert answer == "200", name
+    bare.wait_idle()
+
+
+def test_the_second_run_changes_nothing(bare: Fleet, first: First) -> None:
+    """No operation changed, and from outside: same files and times, containers, units, rules; Docker did nothing."""
+    before = outside(bare)
+    with docker_events(bare) as events:
+        second = bare.converge("-vvv")
+    assert second.changed == 0, second.output[-3000:]
+    assert second.planned == set()
+    assert differences(before, outside(bare)) == []
+    assert [line for line in events if " container " in line and "exec_" not in line] == []
+    assert leaks(bare.lab, second.output) == []
