@@ -241,10 +241,11 @@ def carry_out(
     while it executes, so it only reads.
     """
     host: PyinfraHost = context.host
-    todo, error = _decide(host, name)
-    if error:
+    decided, error = decide(host)
+    if decided is None:
         yield FunctionCommand(fail, (error,), {})
         return
+    todo = decided.concern(name)
     if not todo.changes:
         host.noop(f"{name} is as declared")
         return
@@ -253,20 +254,19 @@ def carry_out(
     yield FunctionCommand(_carry_out, (name, act or run_changes), {})
 
 
-def _decide(host: PyinfraHost, name: str) -> tuple[ConcernPlan, str]:
-    """The changes of one concern, and why they cannot be told. Never raises: that would stop the run for every host."""
-    nothing = ConcernPlan(name, ())
+def decide(host: PyinfraHost) -> tuple[HostPlan | None, str]:
+    """All changes of a host, or why they cannot be told. Never raises: that would stop the run for every host."""
     try:
         run, actual = run_of(host), snapshot(host)
         if run.error:
-            return nothing, run.error
-        todo = changes(host, name)
-        if todo.changes and not host.state.is_executing and not run.planned_fingerprint:
+            return None, run.error
+        decided = host_plan(host)
+        if decided.changes and not host.state.is_executing and not run.planned_fingerprint:
             run.planned_fingerprint = actual.fingerprint()
     except Exception as error:  # noqa: BLE001 - see above
         logger.debug(traceback.format_exc())
-        return nothing, f"{name}: what this host needs could not be decided: {type(error).__name__}: {error}"
-    return todo, ""
+        return None, f"what this host needs could not be decided: {type(error).__name__}: {error}"
+    return decided, ""
 
 
 def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[PyinfraHost, ConcernPlan], None]) -> bool:

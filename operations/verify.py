@@ -9,14 +9,18 @@ from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from callfleet.pyinfra_adapter import half_registrations, host_plan, look_again, run_of, say
+from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, run_of, say
 
 
 @operation()
 def site() -> Generator[FunctionCommand, None, None]:
     """Probes a host that was changed once more; anything left to do that does not wait for a call is a failure."""
     host: Host = context.host
-    if run_of(host).error or not host_plan(host).changes:
+    decided, error = decide(host)
+    if decided is None:
+        yield FunctionCommand(fail, (error,), {})
+        return
+    if not decided.changes:
         host.noop("nothing was changed here")
         return
     yield FunctionCommand(_verify, (), {})

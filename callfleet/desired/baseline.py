@@ -8,6 +8,7 @@ from callfleet.expected import Concern, Directory, File, Package, Requirement, U
 from callfleet.templates import verbatim
 
 PACKAGES = ("ca-certificates", "curl", "iproute2", "nftables", "procps", "python3")
+SYSCTL = "/etc/sysctl.d/60-callfleet.conf"
 JOURNALD = "/etc/systemd/journald.conf.d/callfleet.conf"
 
 
@@ -25,7 +26,8 @@ def concern(context: Context, actual: Actual | None) -> Concern:
             # Neither unattended upgrades nor needrestart may stop what carries calls.
             File("/etc/apt/apt.conf.d/60callfleet", verbatim("baseline/apt.conf")),
             File("/etc/needrestart/conf.d/callfleet.conf", verbatim("baseline/needrestart.conf")),
-            File("/etc/sysctl.d/60-callfleet.conf", verbatim("baseline/sysctl.conf")),
+            File(SYSCTL, verbatim("baseline/sysctl.conf")),
+            Unit("systemd-sysctl.service", enabled=False, active=False, config=(SYSCTL,), on_change="restart"),
             Unit("systemd-journald.service", enabled=False, config=(JOURNALD,), on_change="restart"),
         ),
     )
