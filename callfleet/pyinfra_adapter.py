@@ -28,6 +28,7 @@ from callfleet.credentials import opened
 from callfleet.desired import Context, expected_host
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
+from callfleet.errors import CallfleetError
 from callfleet.expected import Command, Directory, File, Package, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.script import script
@@ -40,7 +41,7 @@ SKEW_SECONDS = 30.0
 FOLLOW_SECONDS = 900.0
 
 
-class StepError(Exception):
+class StepError(CallfleetError):
     """A step on a host failed; the message is for the operator."""
 
 
@@ -263,6 +264,8 @@ def decide(host: PyinfraHost) -> tuple[HostPlan | None, str]:
         decided = host_plan(host)
         if decided.changes and not host.state.is_executing and not run.planned_fingerprint:
             run.planned_fingerprint = actual.fingerprint()
+    except CallfleetError as error:
+        return None, str(error)
     except Exception as error:  # noqa: BLE001 - see above
         logger.debug(traceback.format_exc())
         return None, f"what this host needs could not be decided: {type(error).__name__}: {error}"
@@ -279,7 +282,7 @@ def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[Pyinfr
             raise StepError("; ".join(str(change) for change in todo.blocked))
         act(host, todo)
         run.carried_out += todo.changes
-    except StepError as error:
+    except CallfleetError as error:
         _say(host, logger.error, f"{name}: {error}", "red")
         return False
     return True
@@ -426,9 +429,11 @@ def connect_afresh(host: PyinfraHost) -> str:
 
 
 def look_again(host: PyinfraHost) -> list[Change]:
-    """Probe once more and plan once more: what is left to do."""
+    """Probe once more and plan once more: what is left to do. Raises StepError when the host does not answer."""
     run = run_of(host)
     run.snapshot = _probe(host, run)
+    if run.error:
+        raise StepError(run.error)
     return list(host_plan(host).changes)
 
 

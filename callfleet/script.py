@@ -88,7 +88,7 @@ def _file(item: File) -> str:
     if item.check:
         check = item.check.replace("{path}", new)
         lines.append(f"at {_q('check of ' + item.path + ' (the old file stays in place)')}")
-        lines.append(f"{check} </dev/null >&2 || {{ code=$?; rm -f -- {new}; die $code; }}")
+        lines.append(f"(\n{check}\n) </dev/null >&2 || {{ code=$?; rm -f -- {new}; die $code; }}")
     lines.append(f"mv -f -- {new} {target} || die")
     return "\n".join(lines) + "\n"
 

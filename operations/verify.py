@@ -9,6 +9,7 @@ from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from callfleet.errors import CallfleetError
 from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, run_of, say
 
 
@@ -28,7 +29,10 @@ def site() -> Generator[FunctionCommand, None, None]:
 
 def _verify(state: State, host: Host) -> bool:
     run = run_of(host)
-    left = look_again(host)
+    try:
+        left = look_again(host)
+    except CallfleetError as error:
+        return fail(state, host, f"not verified: {error}")
     waiting = [change for change in left if run.pending and change.calls]
     wrong = [change for change in left if change not in waiting]
     for change in wrong:

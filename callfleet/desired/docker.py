@@ -6,8 +6,9 @@ import base64
 import json
 from typing import Any
 
-from callfleet.actual import Actual, Os
+from callfleet.actual import Actual, Os, Unknown
 from callfleet.desired.context import Context
+from callfleet.errors import CallfleetError
 from callfleet.expected import Command, Concern, Directory, File, Item, Package, Unit
 from callfleet.templates import render
 
@@ -70,11 +71,23 @@ def _daemon_json(actual: Actual | None) -> bytes:
     kept: dict[str, Any] = {}
     if actual is not None:
         content = actual.content(DAEMON_JSON)
-        if isinstance(content, bytes):
-            kept = json.loads(content)
+        if isinstance(content, Unknown):
+            raise CallfleetError(f"{DAEMON_JSON} could not be read, and its own keys must be kept: {content.reason}")
+        if content is not None and content.strip():
+            kept = _operators(content)
             if all(kept.get(key) == value for key, value in DAEMON.items()):
                 return content  # already right, however it is laid out
     return (json.dumps(kept | DAEMON, indent=2) + "\n").encode()
+
+
+def _operators(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise CallfleetError(f"{DAEMON_JSON} is not JSON ({error}); repair it by hand, its keys are kept") from None
+    if not isinstance(found, dict):
+        raise CallfleetError(f"{DAEMON_JSON} is not a JSON object; repair it by hand, its keys are kept")
+    return found
 
 
 def _registry(context: Context) -> list[Item]:

@@ -73,7 +73,8 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
                 "start_seconds": 60,
                 "drain_seconds": site.calls.drain_deadline_seconds,
                 "max_call_seconds": site.calls.max_seconds,
-                "max_out": 1,
+                # A quarter of the slots at once, so that three quarters serve.
+                "max_out": max(1, host.workers // 4),
             },
         },
     )

@@ -154,13 +154,18 @@ def test_a_hung_worker_does_not_take_its_host_out(fleet: Fleet, record_property:
 
 def down_in_proxy(fleet: Fleet, host: str, server: str) -> bool:
     """Whether the host proxy counts a worker as down."""
+    return proxy_status(fleet, host, "health").get(server, "").startswith("DOWN")
+
+
+def proxy_status(fleet: Fleet, host: str, backend: str) -> dict[str, str]:
+    """Status of each server of a backend, as the host proxy itself says."""
     ask = (
         "python3 -c 'import socket; s=socket.socket(socket.AF_UNIX); "
         f's.connect("/run/{STACK}/proxy/admin.sock"); s.sendall(b"show stat\\n"); s.shutdown(1); '
         "print(b\"\".join(iter(lambda: s.recv(65536), b\"\")).decode())'"
     )
-    rows = [line.split(",") for line in fleet.ssh(host, ask).splitlines() if line.startswith("health,")]
-    return any(row[1] == server and row[17].startswith("DOWN") for row in rows)
+    rows = [line.split(",") for line in fleet.ssh(host, ask).splitlines() if line.startswith(f"{backend},")]
+    return {row[1]: row[17] for row in rows if row[1] != "BACKEND"}
 
 
 def test_a_full_host_stays_reachable_for_the_slot_that_frees(fleet: Fleet) -> None:
@@ -176,3 +181,31 @@ def test_a_full_host_stays_reachable_for_the_slot_that_frees(fleet: Fleet) -> No
         assert held.wait_open() == SLOTS, held.report().as_json()["refused"]
         held.stop()
     assert held.report().clean
+
+
+def test_the_checks_see_doubled_calls(fleet: Fleet) -> None:
+    """Control: with the stand-in's refusal off, the burst takes more than the free slots and doubled starts are counted.
+
+    The same workers answer JSON with spaces: the proxy still reads their 0 calls.
+    """
+
+    def break_it(site: dict[str, Any]) -> None:
+        site["core"]["environment"] |= {"STANDIN_REFUSE": "0", "STANDIN_JSON_SPACES": "1"}
+
+    name = fleet.fleet_names[0]
+    with fleet.edited(break_it):
+        fleet.converge()
+        fleet.until(lambda: set(proxy_status(fleet, name, "dispatch").values()) == {"UP"}, 20, "0 calls are read")
+        accepted, doubled = two_waves(fleet, name)
+        assert accepted > 4
+        assert doubled > 0
+        fleet.wait_idle()
+    fleet.converge()
+    assert two_waves(fleet, name) == (4, 0)
+
+
+def two_waves(fleet: Fleet, name: str) -> tuple[int, int]:
+    """40 background starts at one host, the second half when the first is answered: (accepted, doubled)."""
+    began = time.time()
+    answers = [*fleet.attach(name, BURST // 2, seconds=5), *fleet.attach(name, BURST // 2, seconds=5)]
+    return [answer.status for answer in answers].count(200), len(fleet.doubled(began))

@@ -1,0 +1,518 @@
+"""What hosts, daemons and operators do to calls: signals, restarts, crashes, cuts of the link, reboots, stolen names.
+
+Every test begins and ends with a converged, idle lab. Where it is cheap, a test also shows that its own check can fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lab import hosts, lifecycle
+from lab.calls import CallHolder
+from lab.hosts import ssh_command
+from tests.lab.fleet import PYINFRA, ROOT, STACK, WORKERS, Fleet
+from tests.lab.test_calls import down_in_proxy
+
+RUN = f"/run/{STACK}"
+PROJECT = f"/opt/stacks/{STACK}"
+KEEPER = f"callfleet-keeper@{STACK}.service"
+UNIT = f"stack@{STACK}.service"
+CONVERGE = f"callfleet-{STACK}-converge.service"
+SLOTS = 2 * WORKERS
+ALL = dict.fromkeys(range(1, WORKERS + 1), "idle")
+REPAIR_SECONDS = 10.0
+"""In which the keeper brings a slot back by itself."""
+BOOT_SECONDS = 90.0
+
+
+# What is seen from outside
+
+
+def seen(fleet: Fleet, host: str) -> dict[int, dict[str, Any]]:
+    """Each slot as the slot program sees it; empty while the host does not answer. Doubt is an answer too."""
+    done = subprocess.run(
+        [*ssh_command(fleet.lab.host(host)), "--", f"slotctl status {STACK} --json"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
+    )  # fmt: skip
+    try:
+        return {slot["slot"]: slot for slot in json.loads(done.stdout)["slots"]}
+    except ValueError:
+        return {}
+
+
+def states(fleet: Fleet, host: str) -> dict[int, str]:
+    """Each slot's word."""
+    return {n: slot["state"] for n, slot in seen(fleet, host).items()}
+
+
+def busy(fleet: Fleet, host: str) -> set[int]:
+    """Slots on a call, by what their workers say."""
+    return {n for n, slot in seen(fleet, host).items() if slot["calls"]}
+
+
+def containers(fleet: Fleet, host: str) -> set[str]:
+    """Name, id and time of start of what runs, from Docker."""
+    ask = "docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' $(docker ps -q)"
+    return set(fleet.ssh(host, ask).splitlines())
+
+
+def pid(fleet: Fleet, host: str, service: str) -> int:
+    """The first process of a container, as the host numbers it."""
+    return int(fleet.ssh(host, f"docker inspect -f '{{{{.State.Pid}}}}' {STACK}-{service}-1"))
+
+
+def unit(fleet: Fleet, host: str, name: str) -> str:
+    """Whether a unit is active, and since when it has been what it is."""
+    return fleet.ssh(host, f"systemctl show -p ActiveState -p StateChangeTimestampMonotonic {name}")
+
+
+def socket_of(fleet: Fleet, host: str, path: str) -> str:
+    """The socket behind a name below the stack's run directory."""
+    return fleet.ssh(host, f"stat -c '%i %F' {RUN}/{path} 2>/dev/null || echo none").strip()
+
+
+def ask_proxy(fleet: Fleet, host: str, socket: str, command: str) -> str:
+    """An answer of the host proxy's admin or master socket."""
+    return fleet.ssh(
+        host,
+        f"python3 - <<'END'\nimport socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('{RUN}/proxy/{socket}.sock')\n"
+        f"s.sendall(b'{command}\\n')\ns.shutdown(1)\n"
+        "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\nEND",
+    )
+
+
+def old_proxies(fleet: Fleet, host: str) -> int:
+    """Proxy processes that only carry the calls of an earlier configuration."""
+    old = ask_proxy(fleet, host, "master", "show proc").partition("# old workers")[2].partition("# programs")[0]
+    return sum(1 for line in old.splitlines() if "worker" in line)
+
+
+# What is done
+
+
+@contextmanager
+def held(fleet: Fleet, name: str, n: int) -> Iterator[CallHolder]:
+    """n calls by a name of the site that must come through the block without a gap."""
+    with fleet.calls(name) as calls:
+        calls.start(n)
+        assert calls.wait_open() == n, calls.report().as_json()["refused"]
+        yield calls
+        time.sleep(1)  # a gap of a second must have had the time to show
+        calls.stop()
+    report = calls.report()
+    assert report.clean, [*report.gaps[:10], *(f"{call.session} closed by the other side" for call in report.closed_early)]
+
+
+@contextmanager
+def answering(fleet: Fleet, host: str) -> Iterator[list[str]]:
+    """Ask the host's `/health/fleet` from the hub all the time; the answers' codes, complete after the block."""
+    name, address = f"{host}.{fleet.lab.domain}", fleet.lab.host(host).address
+    ask = f"curl -sk -m 5 -o /dev/null -w '%{{http_code}}\\n' --resolve {name}:443:{address} https://{name}/health/fleet"
+    script = f"touch /run/asking; while [ -e /run/asking ]; do {ask}; sleep 0.1; done"
+    codes: list[str] = []
+    with subprocess.Popen([*ssh_command(fleet.lab.hub), "--", script], stdout=subprocess.PIPE, text=True) as asking:
+        try:
+            yield codes
+        finally:
+            fleet.ssh("hub", "rm -f /run/asking")
+            codes += asking.communicate(timeout=30)[0].split()
+
+
+@contextmanager
+def without_keeper(fleet: Fleet, host: str) -> Iterator[None]:
+    """Nobody repairs names meanwhile."""
+    fleet.ssh(host, f"systemctl stop {KEEPER}")
+    try:
+        yield
+    finally:
+        fleet.ssh(host, f"systemctl start {KEEPER}")
+
+
+@contextmanager
+def converging(fleet: Fleet, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A converge that is under way."""
+    with subprocess.Popen(
+        [PYINFRA, f"inventories/{fleet.lab.site}.py", "deploy.py", "-y", *arguments],
+        cwd=ROOT, env=os.environ | {"PYINFRA_PROGRESS": "off"}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def set_environment(value: str) -> Callable[[dict[str, Any]], None]:
+    """A change of the site that recreates every worker."""
+
+    def change(site: dict[str, Any]) -> None:
+        site["core"]["environment"]["SCRATCH"] = value
+
+    return change
+
+
+def wait_states(fleet: Fleet, host: str, expected: dict[int, str], seconds: float = REPAIR_SECONDS) -> None:
+    """Until every slot of a host has its expected word."""
+    last: dict[int, str] = {}
+
+    def so() -> bool:
+        nonlocal last
+        last = states(fleet, host)
+        return last == expected
+
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end, f"{host}: {last} after {seconds:.0f} s, expected {expected}"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def calm(fleet: Fleet) -> Iterator[Fleet]:
+    """Every slot published and idle before and after the test."""
+    for host in fleet.fleet_names:
+        wait_states(fleet, host, ALL)
+    yield fleet
+    fleet.wait_idle()
+    for host in fleet.fleet_names:
+        wait_states(fleet, host, ALL)
+
+
+# Signals and crashes of workers
+
+
+def test_a_stop_by_hand_does_not_cut_a_call(calm: Fleet) -> None:
+    """`docker compose stop` on a busy worker: the call goes on. Control: SIGTERM cuts one, and the check sees it.
+
+    The worker that SIGTERM ended comes back and is published without any run. The one that was stopped by hand, which
+    Docker does not restart once its process is gone, is started by the next run.
+    """
+    host = calm.fleet_names[0]
+    with calm.calls(host) as control, held(calm, host, 1):
+        (kept,) = busy(calm, host)
+        control.start(1)
+        assert control.wait_open() == 1
+        (cut,) = busy(calm, host) - {kept}
+        before = socket_of(calm, host, f"published/cxbcore_{cut}.sock")
+        calm.ssh(host, f"cd {PROJECT} && timeout 3 docker compose stop worker-{kept} || true")
+        calm.ssh(host, f"kill -TERM {pid(calm, host, f'worker-{cut}')}")
+        calm.until(lambda: control.report().closed_early, 5, "the check sees a call that SIGTERM cut")
+        calm.until(lambda: states(calm, host).get(cut) == "idle", REPAIR_SECONDS, "the worker came back by itself")
+        assert socket_of(calm, host, f"published/cxbcore_{cut}.sock") != before
+        assert busy(calm, host) == {kept}
+    calm.ssh(host, f"kill -KILL {pid(calm, host, f'worker-{kept}')}")
+    calm.until(lambda: states(calm, host).get(kept) == "dead", REPAIR_SECONDS, "Docker leaves a worker that was stopped by hand")
+    assert calm.converge().pending == []
+    wait_states(calm, host, ALL)
+
+
+def test_a_crashed_worker_is_published_again_and_a_drained_one_is_not(calm: Fleet) -> None:
+    """kill -9 of two workers beside a call: the keeper publishes one within 10 s, the drained one stays withdrawn."""
+    host = calm.fleet_names[0]
+    with held(calm, host, 1):
+        (talking,) = busy(calm, host)
+        drained, crashed = [n for n in ALL if n != talking][:2]
+        name = socket_of(calm, host, f"published/cxbcore_{talking}.sock")
+        calm.ssh(host, f"slotctl drain {STACK} {drained} --reason test")
+        calm.ssh(host, f"kill -KILL {pid(calm, host, f'worker-{crashed}')} {pid(calm, host, f'worker-{drained}')}")
+        expected = ALL | {talking: "on a call", drained: "drained"}
+        wait_states(calm, host, expected)
+        time.sleep(3)  # six rounds of the keeper
+        assert states(calm, host) == expected
+        assert seen(calm, host)[crashed]["restarts"] >= 1
+        assert socket_of(calm, host, f"published/cxbcore_{drained}.sock") == "none"
+        assert socket_of(calm, host, f"published/cxbcore_{talking}.sock") == name
+    calm.ssh(host, f"slotctl ready {STACK} {drained}")
+
+
+# Docker and Compose
+
+
+def test_a_restart_of_docker_leaves_calls_and_the_stack_alone(calm: Fleet) -> None:
+    """`systemctl restart docker` under 4 calls: no gap, no container started anew, the stack's unit was not stopped."""
+    host = calm.fleet_names[0]
+    assert calm.ssh(host, "docker info -f '{{.LiveRestoreEnabled}}'").strip() == "true"
+    before, stack = containers(calm, host), unit(calm, host, UNIT)
+    daemon = unit(calm, host, "docker.service")
+    with held(calm, host, WORKERS):
+        calm.ssh(host, "systemctl restart docker")
+        time.sleep(2)
+    assert unit(calm, host, "docker.service") != daemon
+    assert containers(calm, host) == before
+    assert "ActiveState=active" in stack
+    assert unit(calm, host, UNIT) == stack
+
+
+def test_calls_go_on_and_begin_while_docker_is_down(calm: Fleet) -> None:
+    """No daemon for 20 s: no gap, a new call finds the free slot, and nothing counts as free to be stopped."""
+    host = calm.fleet_names[0]
+    before = containers(calm, host)
+    with held(calm, host, WORKERS - 1):
+        calm.ssh(host, "systemctl stop docker.socket docker.service")
+        began = time.monotonic()
+        try:
+            with held(calm, host, 1):
+                assert set(states(calm, host).values()) == {"unknown"}
+                time.sleep(max(0.0, 20 - (time.monotonic() - began)))
+        finally:
+            calm.ssh(host, "systemctl start docker.socket docker.service")
+    assert containers(calm, host) == before
+
+
+def test_up_replaces_nothing(calm: Fleet) -> None:
+    """Every service's definition differs on disk: `slotctl up` leaves all containers as they are, under calls.
+
+    Control: plain `docker compose up` recreates. The next run puts file and slot back.
+    """
+    host, file = calm.fleet_names[0], f"{PROJECT}/compose.yml"
+    before = containers(calm, host)
+    calm.ssh(host, f"sed -i 's/callfleet.config: .*/callfleet.config: scratch/' {file} && grep -q 'config: scratch' {file}")
+    with held(calm, host, 2):
+        calm.ssh(host, f"slotctl up {STACK}")
+        assert containers(calm, host) == before
+        idle = max(ALL.keys() - busy(calm, host))
+        calm.ssh(host, f"cd {PROJECT} && docker compose up -d --no-deps worker-{idle}")
+        assert len(before - containers(calm, host)) == 1
+        assert calm.converge("--limit", host).pending == []
+        wait_states(calm, host, ALL | dict.fromkeys(busy(calm, host), "on a call"))
+    assert len(before - containers(calm, host)) == 1
+
+
+def test_stopping_the_stack_waits_for_its_calls(calm: Fleet) -> None:
+    """`systemctl stop` of the stack under a call: no gap, new calls go to the other host, it ends with the call."""
+    host, other = calm.fleet_names
+    with held(calm, host, 1) as last:
+        calm.ssh(host, f"systemctl stop --no-block {UNIT}")
+        calm.until(lambda: list(states(calm, host).values()).count("dead") == WORKERS - 1, 30, "idle workers are stopped")
+        with held(calm, "calls", WORKERS):
+            assert len(busy(calm, other)) == WORKERS
+            time.sleep(2)
+        assert "ActiveState=deactivating" in unit(calm, host, UNIT)
+        assert last.report().closed_early == []
+    calm.until(lambda: "ActiveState=inactive" in unit(calm, host, UNIT), 30, "the stack stops once the call has ended")
+    assert containers(calm, host) == set()
+    calm.ssh(host, f"systemctl start {UNIT}")
+    wait_states(calm, host, ALL)
+    calm.until(lambda: open_now(calm) == SLOTS, 15, "the ingress finds both hosts again")
+
+
+def open_now(fleet: Fleet) -> int:
+    """How many of as many calls as there are slots are accepted by the ingress at once."""
+    with fleet.calls() as calls:
+        calls.start(SLOTS)
+        opened = calls.wait_open()
+        calls.stop()
+    fleet.wait_idle()
+    return opened
+
+
+# Files and names
+
+
+def test_tmpfiles_leave_live_sockets_alone(calm: Fleet) -> None:
+    """`systemd-tmpfiles --clean` and `--create` under calls: every name stays, no gap, calls still find the slots.
+
+    Control: a live socket of another network namespace in a directory that ages is deleted by the same command.
+    """
+    host = calm.fleet_names[0]
+    names = f"find {RUN} -name '*.sock' -printf '%p %i %U %m\\n' | sort"
+    before = calm.ssh(host, names)
+    bind = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('/run/aging/w.sock'); s.listen(); time.sleep(20)"
+    with held(calm, host, 2):
+        calm.ssh(
+            host,
+            "mkdir -p /run/aging; echo 'd /run/aging 0755 - - 0' > /etc/tmpfiles.d/aging.conf\n"
+            f'timeout 20 unshare -n python3 -c "{bind}" >/dev/null 2>&1 & sleep 1; test -S /run/aging/w.sock || exit 1\n'
+            "systemd-tmpfiles --clean; systemd-tmpfiles --create; r=0; test -e /run/aging/w.sock && r=1\n"
+            "kill $!; rm -rf /run/aging /etc/tmpfiles.d/aging.conf; exit $r",
+        )
+        assert calm.ssh(host, names) == before
+        with held(calm, host, WORKERS - 2):
+            pass
+
+
+def thief(path: str, listen: bool = True) -> str:
+    """Python that takes a socket's name over, and accepts there for a while."""
+    lines = ["import os, socket, time", f"os.path.lexists('{path}') and os.unlink('{path}')"]
+    lines += ["s = socket.socket(socket.AF_UNIX)", f"s.bind('{path}')"]
+    return "; ".join([*lines, "s.listen(); time.sleep(15)"] if listen else lines)
+
+
+def test_a_worker_cannot_take_over_the_name_of_another(calm: Fleet) -> None:
+    """A process in one worker's container binds another worker's socket path: only its own view changes, for seconds."""
+    host = calm.fleet_names[0]
+    with held(calm, host, 2):
+        victim = min(busy(calm, host))
+        attacker = next(n for n in ALL if n not in busy(calm, host))
+        name = f"cxbcore_{victim}.sock"
+        places = [f"slots/{victim}/{name}", f"published/{name}"]
+        before = [socket_of(calm, host, place) for place in places]
+        with without_keeper(calm, host):
+            calm.ssh(host, f'docker exec -d {STACK}-worker-{attacker}-1 python3 -c "{thief(f"/tmp/{name}")}"')
+            calm.until(lambda: socket_of(calm, host, f"slots/{attacker}/{name}") != before[0], 5, "the name is stolen there")
+            assert [socket_of(calm, host, place) for place in places] == before
+            assert states(calm, host)[victim] == "on a call"
+        calm.until(lambda: socket_of(calm, host, f"slots/{attacker}/{name}") == before[0], REPAIR_SECONDS, "repaired")
+        assert [socket_of(calm, host, place) for place in places] == before
+
+
+def test_a_stolen_public_name_is_not_idle_and_is_repaired(calm: Fleet) -> None:
+    """Somebody else listens on a slot's public name: unknown. Nobody does: not idle. The keeper repairs both."""
+    host = calm.fleet_names[0]
+    name, own = "published/cxbcore_3.sock", socket_of(calm, host, "slots/3/cxbcore_3.sock")
+    for listen in (True, False):
+        with without_keeper(calm, host):
+            script = f'timeout 15 python3 -c "{thief(f"{RUN}/{name}", listen)}"'
+            calm.ssh(host, f"{script} >/dev/null 2>&1 & sleep 0.5" if listen else script)
+            assert socket_of(calm, host, name) != own
+            found = seen(calm, host)[3]
+            assert found["state"] == ("unknown" if listen else "drained")
+            assert listen is False or "another process listens" in found["problem"]
+            assert found["published"] is listen
+        calm.until(lambda: socket_of(calm, host, name) == own, REPAIR_SECONDS, "the name leads to its worker again")
+        wait_states(calm, host, ALL)
+
+
+# Proxies
+
+
+def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
+    """Every proxy reloaded under a full fleet: no gap, nothing doubled. Then one crashes: drained stays drained.
+
+    The calls through a process that is killed are lost with it, so here those of the other host are held.
+    """
+    host, other = calm.fleet_names
+    began = time.time()
+    before = containers(calm, host) | containers(calm, other)
+
+    def slower(site: dict[str, Any]) -> None:
+        site.setdefault("calls", {})["tunnel_timeout_seconds"] = 120
+
+    with held(calm, "calls", SLOTS):
+        with calm.edited(slower):
+            assert calm.converge().pending == []
+        assert old_proxies(calm, host) == 1
+        for name in ("calls", host):
+            with calm.calls(name) as burst:
+                burst.start(20)
+                assert burst.wait_open() == 0
+                assert set(burst.report().refused) <= {429, 503}
+        assert calm.converge().pending == []
+        assert old_proxies(calm, host) == 1  # those of the second configuration had no call
+    assert calm.doubled(began) == []
+    assert containers(calm, host) | containers(calm, other) == before
+    calm.wait_idle()
+    calm.ssh(host, f"slotctl drain {STACK} 2 --reason test")
+    with held(calm, other, 2):
+        began, master = time.time(), pid(calm, host, "proxy")
+        calm.ssh(host, f"kill -KILL $(pgrep -P {master} | tail -1)")
+        calm.until(lambda: pid(calm, host, "proxy") not in (0, master), REPAIR_SECONDS, "Docker restarts the proxy")
+        calm.until(lambda: health_answers(calm, host), REPAIR_SECONDS, "the port answers again")
+        calm.until(lambda: down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the drained slot is down in the new process")
+        codes = sorted(answer.status for answer in calm.attach(host, 6, seconds=4))
+        assert codes == [200] * (WORKERS - 1) + [429] * 3
+        assert states(calm, host)[2] == "drained"
+        assert {event["worker"] for event in calm.events(host, began) if event["event"] == "start"} == {"1", "3", "4"}
+    calm.ssh(host, f"slotctl ready {STACK} 2")
+    calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the proxy sees the slot again")
+
+
+def health_answers(fleet: Fleet, host: str) -> bool:
+    """Whether the host's public port answers from the hub."""
+    name, address = f"{host}.{fleet.lab.domain}", fleet.lab.host(host).address
+    ask = f"curl -sk -m 2 -o /dev/null -w '%{{http_code}}' --resolve {name}:443:{address} https://{name}/health/fleet"
+    return fleet.ssh("hub", ask, check=False).strip() == "200"
+
+
+def test_stopping_the_ingress_waits_for_its_calls(calm: Fleet) -> None:
+    """`systemctl stop haproxy` under a call: no gap, no new call, and it ends when the call does."""
+    assert calm.ssh("hub", "systemctl show -P KillSignal haproxy.service").strip() == "10", "SIGUSR1"
+    try:
+        with held(calm, "calls", 1):
+            calm.ssh("hub", "systemctl stop --no-block haproxy.service")
+            time.sleep(3)
+            assert "ActiveState=deactivating" in unit(calm, "hub", "haproxy.service")
+            with calm.calls() as refused:
+                refused.start(1)
+                assert refused.wait_open() == 0
+        calm.until(lambda: "ActiveState=inactive" in unit(calm, "hub", "haproxy.service"), 15, "it stops after the call")
+    finally:
+        calm.ssh("hub", "systemctl start haproxy.service")
+    calm.until(lambda: open_now(calm) == SLOTS, 15, "calls come through again")
+
+
+# Runs that die
+
+
+def test_a_run_goes_on_when_its_controller_dies(calm: Fleet) -> None:
+    """pyinfra is killed while slots are swapped: the host finishes by itself, its port answers all the time.
+
+    On the way back the slot program itself is killed in the middle of a swap: the other slots serve on, a re-run
+    completes.
+    """
+    host = calm.fleet_names[0]
+    before = containers(calm, host)
+    with answering(calm, host) as codes:
+        with calm.edited(set_environment("a")):
+            with converging(calm, "--limit", host) as run:
+                calm.until(lambda: swapping(calm, host), 60, "a slot is being swapped")
+            assert run.wait() == -9
+            assert "ActiveState=active" in unit(calm, host, CONVERGE), "the host works on without its controller"
+            calm.until(lambda: "ActiveState=active" not in unit(calm, host, CONVERGE), 90, "the host has finished")
+            wait_states(calm, host, ALL)
+            assert all(slot["up_to_date"] for slot in seen(calm, host).values())
+            again = calm.converge("--limit", host)
+            assert again.pending == []
+            assert [change for change in again.planned if "container" in change] == []
+        swapped = containers(calm, host)
+        assert len(swapped - before) == WORKERS
+        with converging(calm, "--limit", host) as run:
+            calm.until(lambda: swapping(calm, host), 60, "a slot is being swapped back")
+            main = "$(systemctl show -P MainPID " + CONVERGE + ")"
+            calm.ssh(host, f"kill -KILL $(pgrep -P {main})")
+            assert run.wait(60) != 0, "the controller says that it did not work"
+        left = seen(calm, host)
+        assert sum(slot["published"] for slot in left.values()) >= WORKERS - 1
+        assert not all(slot["up_to_date"] for slot in left.values())
+        assert calm.converge("--limit", host).pending == []
+    wait_states(calm, host, ALL)
+    assert all(slot["up_to_date"] for slot in seen(calm, host).values())
+    assert set(codes) == {"200"}, codes
+
+
+def swapping(fleet: Fleet, host: str) -> bool:
+    """Whether a worker is being stopped or replaced right now."""
+    return fleet.ssh(host, f"grep -qs stopping {RUN}/swap/* && echo yes || true").strip() == "yes"
+
+
+# Power
+
+
+def test_hosts_come_back_by_themselves(calm: Fleet) -> None:
+    """One host reboots, the other loses its power: both serve again, what was drained stays drained until `ready`."""
+    first, second = calm.fleet_names
+    drained = {first: 2, second: 3}
+    for host, n in drained.items():
+        calm.ssh(host, f"slotctl drain {STACK} {n} --reason test")
+    hosts.power_off(calm.lab.host(second))
+    hosts.reboot(calm.lab.host(first))
+    lifecycle.power_on(calm.lab.host(second))
+    for host, n in drained.items():
+        wait_states(calm, host, ALL | {n: "drained"}, BOOT_SECONDS)
+    calm.until(lambda: open_now(calm) == SLOTS - 2, 20, "every slot that is not drained takes a call")
+    again = calm.converge()
+    assert again.changed == 0, again.planned
+    for host, n in drained.items():
+        calm.ssh(host, f"kill -KILL {pid(calm, host, f'worker-{n}')}")
+    time.sleep(3)
+    for host, n in drained.items():
+        wait_states(calm, host, ALL | {n: "drained"})
+        calm.ssh(host, f"slotctl ready {STACK} {n}")
+        wait_states(calm, host, ALL)

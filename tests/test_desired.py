@@ -1,0 +1,572 @@
+"""What hosts must be: shared values everywhere the same, secrets nowhere, digests that change when and only when they must."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from renderings import SHIPPED, Dummies, concern, context, expected, files, proxies, shipped, write_proxy
+from site_files import REPOSITORY, valid, valid_release, write_site
+
+from callfleet.actual import Actual, Unknown
+from callfleet.desired import expected_host
+from callfleet.desired.firewall import rules
+from callfleet.desired.registration import core_fleet
+from callfleet.errors import CallfleetError
+from callfleet.expected import Command, Directory, ExpectedHost, File, Item, Stack, Unit
+from callfleet.plan import plan
+from callfleet.site import Site, load_site
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Two fleet hosts, an ingress and an app host."""
+    return made(tmp_path)
+
+
+def made(folder: Path, *edits: Edit, release: Edit = lambda data: None) -> Site:
+    """The same site with changes to its file or its release."""
+    data, pins = valid(), valid_release()
+    for edit in edits:
+        edit(data)
+    release(pins)
+    return load_site(write_site(folder, data, pins))
+
+
+def stack(host: ExpectedHost, name: str) -> Stack:
+    """One Compose project of a host."""
+    return next(item for item in host.items() if isinstance(item, Stack) and item.name == name)
+
+
+def compose(host: ExpectedHost, name: str) -> dict[str, Any]:
+    """The services of a project as Compose reads them."""
+    return dict(yaml.safe_load(files(host)[f"/opt/stacks/{name}/compose.yml"].content)["services"])
+
+
+def haproxy_version() -> tuple[int, ...]:
+    """The version on this machine; empty without one."""
+    if not shutil.which("haproxy"):
+        return ()
+    said = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    return tuple(int(part) for part in found.groups()) if found else ()
+
+
+# Proxies
+
+
+@pytest.mark.skipif(haproxy_version() < (3, 0), reason="needs HAProxy 3.0 (`retry-on 429`); the lab test has it")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_sites_render_what_haproxy_accepts(name: str, tmp_path: Path) -> None:
+    """Without a warning, for every proxy of the site."""
+    for proxy in proxies(shipped(name), str(tmp_path)):
+        config = write_proxy(tmp_path, proxy)
+        done = subprocess.run(["haproxy", "-c", "-dW", "-f", str(config)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{proxy.label}: {done.stderr}"
+
+
+def test_ipv6_addresses_are_bracketed_where_a_port_follows(tmp_path: Path) -> None:
+    """A server line with a bare IPv6 address would be read as another address and port."""
+
+    def move(data: dict[str, Any]) -> None:
+        data["fleets"]["eu1"]["hosts"]["a"]["address"] = "fd00::11"
+
+    config = files(expected(made(tmp_path, move), "front"))["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
+    assert " server a [fd00::11]:8443 " in config
+    assert " server b 10.1.0.12:8443 " in config
+
+
+def test_the_ingress_has_the_registered_hosts_alone(site: Site) -> None:
+    """`front` brings up those that the proxy has, `ingress` those whose canary call succeeded."""
+    host = expected(site, "front", registered=frozenset({"b"}), registered_before=frozenset({"a"}))
+    configs = {}
+    for one in host.concerns:
+        for item in one.items:
+            if getattr(item, "path", "") == "/etc/callfleet/ingress/haproxy.cfg":
+                configs[one.name] = item.content.decode()  # type: ignore[union-attr]
+    servers = {name: re.findall(r"^ +server (\w+)", text, re.MULTILINE) for name, text in configs.items()}
+    assert servers == {"front": ["a"], "ingress": ["b"]}
+    unchanged = expected(site, "front", registered=frozenset({"a"}), registered_before=frozenset({"a"}))
+    assert unchanged.concern("ingress") is None
+
+
+def test_retries_cover_every_host_twice(site: Site) -> None:
+    """A call finds the last free slot whatever the order in which hosts refuse."""
+    config = files(expected(site, "front"))["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
+    assert re.search(r"retries 4\n", config)
+    assert re.search(r"retry-on [^\n]*429", config)
+    fleet = files(expected(site, "b"))["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"].content.decode()
+    assert re.search(r"backend workers\n(?:.*\n)*?    retries 16\n", fleet)
+    dispatch = fleet[fleet.index("backend dispatch\n") :]
+    assert "429" not in dispatch[: dispatch.index("backend dispatch_full")], "dispatch must never be sent twice"
+
+
+# Shared values
+
+
+def test_fleet_urls_hold_registered_hosts_in_the_order_of_the_file(site: Site) -> None:
+    """The Dialler never calls a host whose canary call failed."""
+    for registered, urls in (
+        (None, "https://a.acme.test,https://b.acme.test"),
+        (frozenset({"b"}), "https://b.acme.test"),
+        (frozenset({"b", "a"}), "https://a.acme.test,https://b.acme.test"),
+        (frozenset(), ""),
+    ):
+        services = compose(expected(site, "app", registered=registered), "cxb-dialler")
+        assert services["cxb-dialler"]["environment"]["FLEET_URLS"] == urls
+
+
+def test_values_that_must_match_are_the_same_everywhere(site: Site) -> None:
+    """Config URL, core secret, database and worker count come from one place."""
+    worker = compose(expected(site, "b"), "cxb-fleet")["worker-1"]["environment"]
+    assert (worker["CXBCORE_WORKERS"], worker["MAX_CONCURRENT_CALLS"]) == ("8", "1")
+    assert worker["CONFIG_URL"] == "https://api.acme.test/api/v1/config"
+    api = compose(expected(site, "app"), "cxb-app")["cxb-api"]["environment"]
+    assert worker["MONGODB_DB"] == api["MONGODB_DB"] == "acme"
+    env = {
+        host: files(expected(site, host))[path].content
+        for host, path in {
+            "a": "/opt/stacks/cxb-fleet/secrets/worker.env",
+            "b": "/opt/stacks/cxb-fleet/secrets/worker.env",
+            "app": "/opt/stacks/cxb-app/secrets/cxb-api.env",
+        }.items()
+    }
+    assert len(set(env.values())) == 1
+
+
+def test_nothing_is_published_past_the_firewall(site: Site) -> None:
+    """No service publishes a port, and none on the app host listens on the network."""
+    for host in ("a", "b", "app"):
+        for name in [item.name for item in expected(site, host).items() if isinstance(item, Stack)]:
+            for service, spec in compose(expected(site, host), name).items():
+                assert "ports" not in spec, f"{host} {service}"
+                assert spec.get("environment", {}).get("HOST", "127.0.0.1") == "127.0.0.1"
+
+
+def test_workers_are_not_stopped_by_what_a_stop_sends(site: Site) -> None:
+    """Every slot ignores the stop signal and is given longer than the longest call; the proxy drains."""
+    services = compose(expected(site, "a"), "cxb-fleet")
+    for name, spec in services.items():
+        assert int(spec["stop_grace_period"].rstrip("s")) > site.calls.max_seconds
+        assert spec["stop_signal"] == ("SIGUSR1" if name == "proxy" else "SIGURG")
+    assert services["proxy"]["restart"] == "always"
+
+
+# Secrets
+
+
+def hiding(secret: bytes) -> Iterator[bytes]:
+    """The forms in which a secret could show: itself, its plain digests, its base64 at every alignment."""
+    yield secret
+    for digest in ("md5", "sha1", "sha256", "sha512"):
+        yield hashlib.new(digest, secret).hexdigest().encode()
+    for shift in range(3):
+        encoded = base64.b64encode(b"\0" * shift + secret)
+        yield encoded[4 if shift else 0 : -4]
+
+
+def open_text(item: Item) -> Iterator[bytes]:
+    """Everything of an item that others than root may come to see: files, scripts, arguments, labels, printed forms."""
+    yield repr(item).encode()
+    match item:
+        case Command():
+            yield item.script.encode() + item.wanted.encode()
+        case Stack():
+            yield json.dumps(dict(item.config)).encode() + item.proxy_config.encode()
+    if hasattr(item, "content"):
+        yield item.path.encode()
+        if not item.secret:
+            yield item.content
+
+
+@pytest.mark.parametrize("host", ["a", "front", "app"])
+def test_no_secret_shows_outside_secret_files(host: str, tmp_path: Path) -> None:
+    """Not as text, digest or base64, in any file, label, hash, script or printed form; nor an env file's plain digest."""
+
+    def more(data: dict[str, Any]) -> None:
+        data["secrets"] |= {"extra": "env:EXTRA"}
+        data["core"]["secret_environment"] = {"EXTRA_KEY": "extra"}
+        data["app"]["api"] = {"secret_environment": {"EXTRA_KEY": "extra"}}
+        data["tls"]["ca_bundle"] = "ca.pem"
+
+    dummies = Dummies()
+    host_state = expected(made(tmp_path, more), host, dummies)
+    assert dummies.used, "no secret was asked for: this test would prove nothing"
+    secret_files = [item for item in files(host_state).values() if item.secret]
+    forms = {form: name for name, value in dummies.used.items() for form in hiding(value)}
+    # A digest of a whole secret file can be tried out offline as well as one of the secret.
+    forms |= {hashlib.sha256(item.content).hexdigest().encode(): item.path for item in secret_files}
+    for item in host_state.items():
+        for text in open_text(item):
+            shown = [name for form, name in forms.items() if form in text]
+            assert not shown, f"{shown} shows in {item}"
+    found = {name for name, value in dummies.used.items() for item in secret_files if value.strip() in item.content}
+    carried = [name for name in dummies.used if name not in ("registry_password",)]
+    assert {"core_secret"} & found <= set(carried)
+    assert secret_files
+
+
+@pytest.mark.parametrize("host", ["a", "front", "app"])
+def test_secret_files_are_readable_by_their_owner_alone(host: str, site: Site) -> None:
+    """And lie in folders that only root may enter, or are the one file that a container's user needs."""
+    for item in files(expected(site, host)).values():
+        if item.secret:
+            assert item.mode in ("0600", "0400"), item.path
+            assert item.check == "", "a checker's message could quote the file"
+
+
+def test_a_secret_with_shell_characters_survives_in_its_env_file(tmp_path: Path) -> None:
+    """Compose would replace `$` in an unquoted value."""
+    dummies = Dummies({"core_secret": 'a$b"c d#e\\f'})
+    env = files(expected(made(tmp_path), "a", dummies))["/opt/stacks/cxb-fleet/secrets/worker.env"].content
+    assert env == b"CORE_SECRET='a$b\"c d#e\\f'\n"
+
+
+# The second brand
+
+
+def test_the_second_brand_leaves_no_first_brand_name_behind(tmp_path: Path) -> None:
+    """Paths, units, services, headers and images of every host: names are data."""
+
+    def vox(data: dict[str, Any]) -> None:
+        data["brand"] = "voxbridge"
+
+    def pins(data: dict[str, Any]) -> None:
+        data["images"] = {
+            name.replace("cxb-", "vox-"): pin | {"repository": f"acme/{name.replace('cxb-', 'vox-')}"}
+            for name, pin in data["images"].items()
+        }
+
+    site = made(tmp_path, vox, release=pins)
+    for host in site.hosts:
+        for item in expected(site, host.name).items():
+            text = repr(item) + getattr(item, "path", "") + getattr(item, "script", "")
+            text += bytes(getattr(item, "content", b"")).decode(errors="replace")
+            found = re.findall(r".{0,30}cx-?b(?:core|ridge|-).{0,30}", text, re.IGNORECASE)
+            assert not found, f"{host.name}: {item}: {found}"
+
+
+# Digests
+
+
+def digests(site: Site, **others: Any) -> dict[str, str]:
+    """Every digest that decides whether something is made anew or reloaded."""
+    found = {}
+    for host in site.hosts:
+        state = expected(site, host.name, **others)
+        for item in state.items():
+            if isinstance(item, Stack):
+                found |= {f"{host.name}/{item.name}/{service}": value for service, value in item.config.items()}
+                if item.proxy_config:
+                    found[f"{host.name}/proxy configuration"] = item.proxy_config
+            if isinstance(item, Command) and item.fact.startswith("proxy:"):
+                found[f"{host.name}/front configuration"] = item.wanted
+    return found
+
+
+def test_digests_are_the_same_in_every_run(site: Site) -> None:
+    """Another process with another hash seed and another order of things comes to the same digests."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests']\n"
+        "from pathlib import Path\nfrom callfleet.site import load_site\n"
+        "import json, renderings, test_desired\n"
+        # Certificates are made anew in that process; a digest covers them, so they are named here.
+        "renderings.certificate = lambda name: b'-----BEGIN PRIVATE KEY' + name.encode()\n"
+        "renderings.certificate_only = lambda pem: b'ca'\n"
+        f"print(json.dumps(test_desired.digests(load_site(Path({str(site.path)!r})))))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(json.loads(said[0])) > 10
+    assert said[0] == said[1]
+
+
+def workers(image: str) -> Edit:
+    """An edit of the release that gives one image another digest."""
+    return lambda pins: pins["images"][image].update(digest="sha256:" + "1" * 64)
+
+
+SITE_INGREDIENTS: list[tuple[str, Edit, Edit, str]] = [
+    ("worker image", lambda d: None, workers("cxb-core-worker"), r"[ab]/cxb-fleet/worker-\d"),
+    ("proxy image", lambda d: None, workers("haproxy"), r"[ab]/cxb-fleet/proxy"),
+    ("api image", lambda d: None, workers("cxb-api"), r"app/cxb-app/cxb-api"),
+    (
+        "worker setting",
+        lambda d: d["core"].update(environment={"LOG_LEVEL": "debug"}),
+        lambda d: None,
+        r"[ab]/cxb-fleet/worker-\d",
+    ),
+    (
+        "worker count of one host",
+        lambda d: d["fleets"]["eu1"]["hosts"]["a"].update(workers=3),
+        lambda d: None,
+        r"a/cxb-fleet/worker-\d|a/proxy configuration|(front|app)/front configuration",
+    ),
+    (
+        "address of one host",
+        lambda d: d["fleets"]["eu1"]["hosts"]["a"].update(address="10.1.0.99"),
+        lambda d: None,
+        r"front/front configuration",
+    ),
+    (
+        "database",
+        lambda d: d["app"].update(mongodb_db="other"),
+        lambda d: None,
+        r"[ab]/cxb-fleet/worker-\d|app/cxb-app/cxb-api",
+    ),
+    (
+        "silence that ends a call",
+        lambda d: d.update(calls={"tunnel_timeout_seconds": 75}),
+        lambda d: None,
+        r"[ab]/proxy configuration|(front|app)/front configuration",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "pin", "touched"), SITE_INGREDIENTS, ids=[one[0] for one in SITE_INGREDIENTS])
+def test_each_ingredient_changes_what_is_made_from_it_alone(
+    name: str, edit: Edit, pin: Edit, touched: str, tmp_path: Path
+) -> None:
+    """A forgotten ingredient would never be rolled out; one too many would touch slots for nothing."""
+    before = digests(made(tmp_path / "before"))
+    after = digests(made(tmp_path / "after", edit, release=pin))
+    changed = {key for key in before.keys() & after.keys() if before[key] != after[key]}
+    assert changed
+    assert changed == {key for key in before.keys() & after.keys() if re.fullmatch(touched, key)}, name
+
+
+@pytest.mark.parametrize(
+    ("reference", "touched"),
+    [
+        ("core_secret", r".*worker-\d|.*cxb-api|.*configuration"),  # also the key of every fingerprint
+        ("api_admin_token", r"app/cxb-app/cxb-api"),
+        ("file:a.pem", r"a/proxy configuration"),
+        ("file:wildcard.pem", r".*configuration"),
+        ("file:i.pem", r"front/front configuration"),
+    ],
+)
+def test_a_changed_secret_reaches_what_uses_it(reference: str, touched: str, site: Site) -> None:
+    """A rotated secret or certificate is rolled out like any other change, without being on any label."""
+    before = digests(site)
+    after = digests(site, dummies=Dummies({reference: "another-value"}))
+    assert {key for key in before if before[key] != after[key]} == {key for key in before if re.fullmatch(touched, key)}
+
+
+def test_the_proxy_reports_the_digest_that_is_expected(site: Site) -> None:
+    """What `show env` says of the running proxy is compared with what the plan wants: they must be one value."""
+    text = files(expected(site, "a"))["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"].content.decode()
+    assert f"setenv CALLFLEET_CONFIG {digests(site)['a/proxy configuration']}\n" in text
+    front = files(expected(site, "front"))["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
+    assert f"setenv CALLFLEET_CONFIG {digests(site)['front/front configuration']}\n" in front
+
+
+def test_labels_say_what_each_container_was_made_from(site: Site) -> None:
+    """The description on the host, the label and the plan hold the same digest."""
+    state = expected(site, "a")
+    services = compose(state, "cxb-fleet")
+    described = json.loads(files(state)["/opt/stacks/cxb-fleet/stack.json"].content)["config"]
+    labels = {name: spec["labels"]["callfleet.config"] for name, spec in services.items()}
+    assert labels == described == dict(stack(state, "cxb-fleet").config)
+
+
+# Registration
+
+
+URLS = st.lists(st.sampled_from([f"https://{name}.other.test{end}" for name in "uvwxyz" for end in ("", "/")]))
+
+
+@given(foreign=URLS, ours=st.permutations(["https://a.acme.test", "https://b.acme.test/"]), data=st.data())
+def test_the_merged_list_keeps_what_is_not_ours(
+    foreign: list[str], ours: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Foreign URLs stay, each as often and in the order as they were; ours stand once, in the order of the site file."""
+    site = _cached_site(tmp_path_factory)
+    current = list(foreign)
+    for url in ours:
+        for _ in range(data.draw(st.integers(0, 2))):
+            current.insert(data.draw(st.integers(0, len(current))), url)
+    registered = data.draw(st.sampled_from([None, frozenset(), frozenset({"a"}), frozenset({"a", "b"})]))
+    made_for = context(site, "app", registered=registered)
+    wanted = [host.url for host in site.fleet_hosts if registered is None or host.name in registered]
+    merged = core_fleet(made_for, tuple(current))
+    assert list(merged) == foreign + wanted
+    assert core_fleet(made_for, merged) == merged, "a second run would change it again"
+
+
+_sites: list[Site] = []
+
+
+def _cached_site(factory: pytest.TempPathFactory) -> Site:
+    if not _sites:
+        _sites.append(made(factory.mktemp("site")))
+    return _sites[0]
+
+
+def test_a_list_that_could_not_be_read_is_never_written(site: Site) -> None:
+    """PUT replaces the whole list: with an unknown one the plan is blocked."""
+    unread = Actual.unread("timed out")
+    found = plan(ExpectedHost("app", (concern(site, "app", "registration"),)), unread).concern("registration")
+    assert [str(change.word) for change in found.changes] == ["blocked"]
+
+
+# Docker
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [(b"", {}), (b"{}", {}), (b'{"dns": ["10.0.0.1"], "live-restore": false}', {"dns": ["10.0.0.1"]})],
+)
+def test_an_operators_own_keys_in_daemon_json_are_kept(content: bytes, kept: dict[str, Any], site: Site) -> None:
+    """Ours win, the others stay."""
+    written = daemon_json(site, content)
+    assert {key: written[key] for key in kept} == kept
+    assert written["live-restore"] is True
+
+
+def test_a_daemon_json_that_is_right_is_left_as_it_is_laid_out(site: Site) -> None:
+    """Another layout of the same values is no difference."""
+    content = json.dumps(daemon_json(site, b"{}") | {"mtu": 1400}).encode()
+    state = context(site, "a")
+    found = files(expected_host(state, Actual(contents={"/etc/docker/daemon.json": content})))
+    assert found["/etc/docker/daemon.json"].content == content
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", Unknown("larger than 64 KiB")])
+def test_a_daemon_json_that_cannot_be_understood_is_not_overwritten(content: bytes | Unknown, site: Site) -> None:
+    """The operator's keys would be lost: this host fails with a sentence instead."""
+    with pytest.raises(CallfleetError, match=r"/etc/docker/daemon\.json .*keys"):
+        daemon_json(site, content)
+
+
+def daemon_json(site: Site, content: bytes | Unknown) -> dict[str, Any]:
+    """What is written where daemon.json has this content."""
+    found = files(expected_host(context(site, "a"), Actual(contents={"/etc/docker/daemon.json": content})))
+    return dict(json.loads(found["/etc/docker/daemon.json"].content))
+
+
+# Firewall
+
+
+def accepted(site: Site, host: str, ssh: frozenset[int] = frozenset({22})) -> list[str]:
+    """The accepting rules of a host, as nft reads them."""
+    return [f"{rule.match}{rule.protocol} {rule.port}" for rule in rules(context(site, host), set(ssh))]
+
+
+def test_each_role_opens_its_ports_and_no_others(site: Site) -> None:
+    """The mutual TLS port is for the ingress' addresses alone."""
+    assert accepted(site, "a") == ["tcp 22", "tcp 443", "ip saddr { 10.1.0.2 } tcp 8443"]
+    assert accepted(site, "front") == ["tcp 22", "tcp 443"]
+    assert accepted(site, "app") == ["tcp 22", "tcp 443"]
+
+
+def test_sources_are_matched_in_their_own_family(tmp_path: Path) -> None:
+    """A list without a family leaves that family closed."""
+
+    def limit(data: dict[str, Any]) -> None:
+        data["firewall"] = {"callers": ["10.0.0.0/8", "fd00::/8"], "ssh_from": ["0.0.0.0/0"]}
+        data["hosts"]["front"]["address6"] = "fd00::2"
+        data["fleets"]["eu1"]["hosts"]["a"]["open_ports"] = [
+            {"port": 7882, "protocol": "udp", "comment": "LiveKit", "from": ["::/0"]}
+        ]
+
+    assert accepted(made(tmp_path, limit), "a") == [
+        "meta nfproto ipv4 tcp 22",
+        "ip saddr { 10.0.0.0/8 } tcp 443",
+        "ip6 saddr { fd00::/8 } tcp 443",
+        "ip saddr { 10.1.0.2 } tcp 8443",
+        "ip6 saddr { fd00::2 } tcp 8443",
+        "meta nfproto ipv6 udp 7882",
+    ]
+
+
+def test_the_ssh_port_in_use_stays_open(site: Site) -> None:
+    """Whatever the site file says: the run's own link must survive its own rules."""
+    found = files(expected_host(context(site, "a"), Actual(ssh_port=2222, contents={"/etc/docker/daemon.json": None})))[
+        "/etc/callfleet/firewall.nft"
+    ].content
+    assert b"tcp dport 22 accept" in found
+    assert b"tcp dport 2222 accept" in found
+
+
+def test_other_tables_are_never_named(site: Site) -> None:
+    """One table of ours is replaced in one step; nothing flushes the rule set."""
+    for host in ("a", "front", "app"):
+        text = files(expected(site, host))["/etc/callfleet/firewall.nft"].content.decode()
+        assert set(re.findall(r"^(?:delete )?table (.*?)(?: \{)?$", text, re.MULTILINE)) == {"inet callfleet"}
+        assert "flush" not in text
+    named = {
+        item.name for host in ("a", "front", "app") for item in expected(site, host).items() if isinstance(item, Unit)
+    }
+    assert "nftables.service" not in named
+
+
+# Every host
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_folders_come_before_what_lies_in_them(name: str) -> None:
+    """A concern can be carried out from its first line: no file is written into a folder that is declared later."""
+    site = shipped(name)
+    for host in site.hosts:
+        seen: set[str] = set()
+        declared = {item.path for item in expected(site, host.name).items() if isinstance(item, Directory)}
+        for item in expected(site, host.name).items():
+            if isinstance(item, Directory | File):
+                parent = str(Path(item.path).parent)
+                assert parent not in declared or parent in seen, f"{host.name}: {item.path} before its folder"
+            if isinstance(item, Directory):
+                seen.add(item.path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_one_path_has_one_content(name: str) -> None:
+    """Two concerns that want a file differently would undo each other in every run."""
+    for host in shipped(name).hosts:
+        same = expected(shipped(name), host.name, registered=frozenset(), registered_before=frozenset())
+        contents: dict[str, set[bytes]] = {}
+        for item in same.items():
+            if isinstance(item, File):
+                contents.setdefault(item.path, set()).add(item.content)
+        assert {path for path, found in contents.items() if len(found) > 1} == set()
+
+
+def test_the_mark_names_who_is_registered_through_it(site: Site) -> None:
+    """The next run reads from it who has calls already."""
+    for host, registered in (("front", ["b"]), ("app", ["b"])):
+        state = expected(site, host, registered=frozenset({"b"}))
+        mark = json.loads(files(state)["/etc/callfleet/site.json"].content)
+        assert (mark["registered"], mark["host"], mark["release"]) == (registered, host, "2026.11.20")
+    assert "registered" not in json.loads(files(expected(site, "a"))["/etc/callfleet/site.json"].content)
+
+
+def test_contexts_hide_what_can_read_secrets(site: Site) -> None:
+    """A context in a log or traceback shows neither secrets nor the way to them."""
+    made_for = context(site, "a", Dummies({"core_secret": "correct-horse"}))
+    made_for.secret("core_secret")
+    assert "correct-horse" not in repr(made_for)
+    assert "Dummies" not in repr(replace(made_for, registered=frozenset()))
