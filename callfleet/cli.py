@@ -58,7 +58,8 @@ def validate(site: str, as_json: bool) -> None:
         for host in loaded.hosts
     ]
     if as_json:
-        answer = {"schema": 1, "site": loaded.name, "release": loaded.release.release, "hosts": hosts, "to_edit": to_edit}
+        answer = {"schema": 1, "site": loaded.name, "release": loaded.release.release, "hosts": hosts}
+        answer["to_edit"] = to_edit
         click.echo(json.dumps(answer, indent=2))
         return
     workers = sum(host.workers for host in loaded.hosts)

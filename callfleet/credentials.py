@@ -21,7 +21,7 @@ class Credentials:
         return self._resolve(self._site.secret_ref(name))
 
     def credential(self, reference: SecretRef | str) -> bytes:
-        """A certificate: a secret reference (chain and key), or a path of the site file (an authority's certificate)."""
+        """A certificate: a secret reference (chain and key), or a path of the site (an authority's certificate)."""
         if isinstance(reference, SecretRef):
             return self._resolve(reference).encode() + b"\n"
         path = self._site.file(reference)

@@ -10,7 +10,8 @@ from callfleet.expected import File
 def file_diff(item: File, before: bytes | None) -> list[str]:
     """Lines of a unified diff from `before` (None: no such file) to the expected content."""
     if item.secret:
-        return [f"--- {item.path}", f"+++ {item.path} (secret, {'new' if before is None else 'changed'}; content not shown)"]
+        state = "new" if before is None else "changed"
+        return [f"--- {item.path}", f"+++ {item.path} (secret, {state}; content not shown)"]
     old, new = _text(before or b""), _text(item.content)
     if old is None or new is None:
         return [f"--- {item.path}", f"+++ {item.path} (binary, {len(before or b'')} -> {len(item.content)} bytes)"]

@@ -1,8 +1,8 @@
 """What a host must be, as plain values.
 
-An expected host is a list of *concerns*, each an ordered list of items. The order inside a concern is the order in which
-its changes are carried out, which is why a daemon's configuration can stand before the package that starts the daemon.
-Nothing here knows pyinfra, SSH or the clock.
+An expected host is a list of *concerns*, each an ordered list of items. The order inside a concern is the order in
+which its changes are carried out, which is why a daemon's configuration can stand before the package that starts the
+daemon. Nothing here knows pyinfra, SSH or the clock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+# Loads certificate and key as a proxy will: parsed, belonging together, strong enough for this host's OpenSSL.
+CERTIFICATE_CHECK = (
+    "python3 -I -c 'import ssl, sys; ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(sys.argv[1])' {path}"
+)
 
 
 def sha256(data: bytes) -> str:
@@ -59,19 +64,23 @@ class Absent:
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution package; `version` pins it, `hold` keeps upgrades away from it."""
+    """A distribution package; `version` pins it, `hold` keeps upgrades away from it.
+
+    `never_beside` names packages that installing it could push off the host: while one is there, it is not installed.
+    """
 
     name: str
     version: str = ""
     hold: bool = False
+    never_beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Unit:
     """A systemd unit.
 
-    `config` lists files that the running unit must have been started after: decided from the host's own times, so that a
-    run that died between write and restart is completed by the next one. `on_change` is `restart`, `reload` or `none`.
+    `config` lists files that the running unit must have started after: decided from the host's own times, so that
+    a run that died between write and restart is finished by the next one. `on_change` is `restart`, `reload` or `none`.
     """
 
     name: str
@@ -96,7 +105,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a host must be and callfleet does not make it: where `fact` has none of `accepted`, nothing is done there."""
+    """What a host must be and callfleet does not make it: where `fact` is none of `accepted`, nothing is done."""
 
     subject: str
     fact: str

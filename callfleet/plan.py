@@ -196,14 +196,32 @@ def _package(item: Package, actual: Actual) -> list[Change]:
     if state is None or state.status != "installed":
         wanted = f"{item.name}={item.version}" if item.version else item.name
         found = "not installed" if state is None else state.status
+        if (other := _in_the_way(item, actual)) is not None:
+            return other
         return [Change("package", wanted, Word.INSTALL, found, item)]
     if item.version and state.version != item.version:
         # Never an upgrade on the quiet: it stops containers.
-        reason = f"{state.version} is installed, {item.version} is declared: an engine is upgraded through drain, by hand"
+        found = f"{state.version} is installed, {item.version} is declared"
+        reason = f"{found}: an engine is upgraded through drain, by hand"
         return [Change("package", item.name, Word.BLOCKED, reason, item)]
     if item.hold and not state.held:
         return [Change("package", item.name, Word.HOLD, "an upgrade would stop what it runs", item)]
     return []
+
+
+def _in_the_way(item: Package, actual: Actual) -> list[Change] | None:
+    """What keeps a package from being installed: another one that apt would remove for it, containers and all."""
+    for name in item.never_beside:
+        other = actual.package(name)
+        if isinstance(other, Unknown):
+            return _blocked("package", item.name, other, item)
+        if other is not None and other.status == "installed":
+            reason = (
+                f"{name} is installed, and one engine is never swapped for another: its containers would stop. "
+                f"Move them and remove {name} yourself, or choose the engine under `docker:` in the site file"
+            )
+            return [Change("package", item.name, Word.BLOCKED, reason, item)]
+    return None
 
 
 def _unit(item: Unit, actual: Actual, touched: frozenset[str]) -> list[Change]:
@@ -328,7 +346,9 @@ def _stack(item: Stack, actual: Actual) -> list[Change]:
         changes += _service(item, service, digest, container, slots)
     for service in sorted(str(name) for name in by_service if name not in item.config):
         changes.append(
-            Change("container", f"{item.name}/{service}", Word.REMOVE, "no longer declared", item, _calls(service, slots))
+            Change(
+                "container", f"{item.name}/{service}", Word.REMOVE, "no longer declared", item, _calls(service, slots)
+            )
         )
     if item.proxy_config and not any(change.subject == f"{item.name}/proxy" for change in changes):
         proxy = actual.proxy(f"/run/{item.name}/proxy/admin.sock")
@@ -346,7 +366,7 @@ def _service(
     service: str,
     digest: str,
     container: Container | None,
-    slots: tuple[Slot, ...] | None | Unknown,
+    slots: tuple[Slot, ...] | Unknown | None,
 ) -> list[Change]:
     subject = f"{item.name}/{service}"
     if container is None:
@@ -362,14 +382,14 @@ def _service(
     return []
 
 
-def _slot(service: str, slots: tuple[Slot, ...] | None | Unknown) -> Slot | None:
+def _slot(service: str, slots: tuple[Slot, ...] | Unknown | None) -> Slot | None:
     number = service.rpartition("-")[2]
     if slots is None or isinstance(slots, Unknown) or not service.startswith("worker-") or not number.isdigit():
         return None
     return next((slot for slot in slots if slot.number == int(number)), None)
 
 
-def _calls(service: str, slots: tuple[Slot, ...] | None | Unknown) -> str:
+def _calls(service: str, slots: tuple[Slot, ...] | Unknown | None) -> str:
     """What recreating a slot means for the call it may carry."""
     slot = _slot(service, slots)
     if slot is None:

@@ -1,13 +1,14 @@
 """The one module that knows pyinfra's internals. Contract tests in tests/test_pyinfra_adapter.py pin what it leans on.
 
-A run keeps one record: per host the site, one snapshot, one plan. Operations ask it for the changes of their concern and
-get the same answer while pyinfra prepares and while it executes, so what is listed is what is done. Between the two, a
-host that has changes is probed again and refused if it is no longer what the plan was made for.
+A run keeps one record: per host the site, one snapshot, one plan. Operations ask it for the changes of their concern
+and get the same answer while pyinfra prepares and while it executes, so what is listed is what is done. Between the
+two, a host that has changes is probed again and refused if it is no longer what the plan was made for.
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -36,9 +37,29 @@ from callfleet.site import Site, load_site
 from facts.probe import Probe
 
 PROBE_SECONDS = 60.0
+STARTED_SECONDS = 20.0  # until a service that this run has just started can be asked
 STEP_SECONDS = 1800.0
 SKEW_SECONDS = 30.0
 FOLLOW_SECONDS = 900.0
+
+
+def _end_clearly_without_an_answer() -> None:
+    """pyinfra's prompt ends in a traceback when standard input is closed; say instead what to do."""
+    cli, errors = sys.modules.get("pyinfra_cli.cli"), sys.modules.get("pyinfra_cli.exceptions")
+    if cli is None or errors is None:
+        return  # not started by pyinfra's command
+
+    def answer() -> str:
+        try:
+            return input()
+        except EOFError:
+            text = "nobody can be asked here and -y was not given; nothing was changed. Read the plan, then add -y"
+            raise errors.CliError(text) from None
+
+    cli.input = answer  # type: ignore[attr-defined]
+
+
+_end_clearly_without_an_answer()
 
 
 class StepError(CallfleetError):
@@ -136,11 +157,14 @@ def _probe(host: PyinfraHost, run: HostRun) -> Actual:
     try:
         with gevent.Timeout(PROBE_SECONDS, exception=TimeoutError):
             actual: Actual = host.get_fact(Probe, run.request)
-    except Exception as error:  # noqa: BLE001 - an exception here would stop the run for every host
-        run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s" if isinstance(error, TimeoutError) else str(error)
+    except Exception as error:  # an exception here would stop the run for every host
+        # Some errors of a link have no text, and an empty one would pass for none.
+        run.error = f"the probe failed: {type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, TimeoutError):
+            run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s"
         return Actual.unread(run.error, run.request)
     if (skew := _skew(actual, began)) > SKEW_SECONDS:
-        run.error = f"its clock is {skew:.0f} s off ours: certificates and the order of events would be wrong; set its clock"
+        run.error = f"its clock is {skew:.0f} s off ours: certificates and events would be wrong; set its clock"
     if isinstance(actual.os, Unknown):
         run.error = f"the probe could not be read: {actual.os.reason}"
     return actual
@@ -223,7 +247,8 @@ def host_plan(host: PyinfraHost) -> HostPlan:
     registered, before = _registered(host), _registered_before(host)
     known = run.planned
     # Every operation asks, and rendering a whole host each time was two thirds of the controller's work.
-    if known is None or known.snapshot is not actual or (known.registered, known.registered_before) != (registered, before):
+    same = known is not None and known.snapshot is actual
+    if known is None or not same or (known.registered, known.registered_before) != (registered, before):
         made = replace(run.context, registered=registered, registered_before=before)
         known = Planned(actual, registered, before, plan(expected_host(made, actual), actual))
         run.planned = known
@@ -266,7 +291,7 @@ def decide(host: PyinfraHost) -> tuple[HostPlan | None, str]:
             run.planned_fingerprint = actual.fingerprint()
     except CallfleetError as error:
         return None, str(error)
-    except Exception as error:  # noqa: BLE001 - see above
+    except Exception as error:  # see above
         logger.debug(traceback.format_exc())
         return None, f"what this host needs could not be decided: {type(error).__name__}: {error}"
     return decided, ""
@@ -278,9 +303,11 @@ def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[Pyinfr
         _still_as_planned(host, run)
         todo = changes(host, name)
         _show(host, todo)
+        todo = _decide_again(host, todo)
         if todo.blocked:
             raise StepError("; ".join(str(change) for change in todo.blocked))
-        act(host, todo)
+        if todo.changes:
+            act(host, todo)
         run.carried_out += todo.changes
     except CallfleetError as error:
         _say(host, logger.error, f"{name}: {error}", "red")
@@ -292,6 +319,25 @@ def fail(state: State, host: PyinfraHost, reason: str) -> bool:
     """Fails this host's operation, and no other host's, with a reason."""
     _say(host, logger.error, reason, "red")
     return False
+
+
+def _decide_again(host: PyinfraHost, todo: ConcernPlan) -> ConcernPlan:
+    """What was blocked because the host could not tell may be tellable now: this run has just mended what was asked."""
+    run = run_of(host)
+    deadline = time.monotonic() + STARTED_SECONDS
+    while run.carried_out and todo.blocked and all(change.kind == "setting" for change in todo.blocked):
+        fresh = _probe(host, run)
+        if run.error:
+            raise StepError(run.error)
+        run.snapshot = fresh
+        todo = changes(host, todo.name)
+        if not todo.blocked:
+            _list(host, todo)
+        elif time.monotonic() > deadline:
+            break
+        else:
+            gevent.sleep(1)
+    return todo
 
 
 def _still_as_planned(host: PyinfraHost, run: HostRun) -> None:
@@ -309,17 +355,22 @@ def _still_as_planned(host: PyinfraHost, run: HostRun) -> None:
     run.snapshot = fresh
 
 
+def _list(host: PyinfraHost, todo: ConcernPlan) -> None:
+    for change in todo.changes:
+        logger.info(f"{host.print_prefix}  {change}")
+
+
 def _show(host: PyinfraHost, todo: ConcernPlan) -> None:
     """The plan, a line a change, once; with --diff the content too, secrets left out."""
     run = run_of(host)
     if todo.name in run.shown:
         return
     run.shown.add(todo.name)
-    for change in todo.changes:
-        logger.info(f"{host.print_prefix}  {change}")
+    _list(host, todo)
     if host.state.config.DIFF:
         changed = [c for c in todo.changes if c.kind == "file" and isinstance(c.item, File)]
-        readable = [c.subject for c in changed if isinstance(c.item, File) and not c.item.secret and c.word is Word.UPDATE]
+        shown = [c for c in changed if isinstance(c.item, File) and not c.item.secret]
+        readable = [change.subject for change in shown if change.word is Word.UPDATE]
         before = read_files(host, readable) if readable else {}
         for change in changed:
             if isinstance(change.item, File):
@@ -344,7 +395,7 @@ def run_script(host: PyinfraHost, text: str, *, seconds: float = STEP_SECONDS) -
         with gevent.Timeout(seconds, exception=TimeoutError):
             good, output = host.run_shell_command(StringCommand("sh", "-s"), **connector)
     except TimeoutError:
-        raise StepError(f"no end within {seconds:.0f} s; what was started goes on by itself, run again to see") from None
+        raise StepError(f"no end within {seconds:.0f} s; what was started goes on, run again to see") from None
     except Exception as error:  # the link died, or the server refused the channel
         raise StepError(f"the connection failed: {error}") from error
     if not good:
@@ -387,7 +438,8 @@ def follow(host: PyinfraHost, unit: str, command: str, *, seconds: float = FOLLO
     while time.monotonic() < deadline:
         text = run_script(
             host,
-            f"for _ in 1 2 3 4 5 6 7 8; do n=$(wc -l < {log} 2>/dev/null || echo 0); [ \"$n\" -gt {len(lines)} ] && break; "
+            f"for _ in 1 2 3 4 5 6 7 8; do n=$(wc -l < {log} 2>/dev/null || echo 0); "
+            f"[ \"$n\" -gt {len(lines)} ] && break; "
             f"systemctl -q is-active {unit}.service || break; sleep 0.25; done\n"
             f"gone=; systemctl -q is-active {unit}.service || gone=1\n"
             f"tail -n +{len(lines) + 1} {log}; [ -z \"$gone\" ] || echo '{{\"gone\": true}}'",
@@ -414,14 +466,14 @@ def say(host: PyinfraHost, text: str, colour: str = "yellow") -> None:
 
 
 def connect_afresh(host: PyinfraHost) -> str:
-    """Open a second SSH connection by the same settings and run nothing; the reason why it failed, empty if it did not."""
+    """Open a second SSH connection by the same settings and run nothing; why it failed, empty if it did not."""
     connector = host.connector
     kwargs = connector.make_paramiko_kwargs()  # type: ignore[attr-defined]
     client = type(connector.client)()  # type: ignore[attr-defined]
     try:
         with gevent.Timeout(15, exception=TimeoutError):
             client.connect(kwargs.pop("hostname"), **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it means that nobody else gets in either
+    except Exception as error:  # whatever it is, it means that nobody else gets in either
         return f"{type(error).__name__}: {error}"
     finally:
         client.close()
@@ -438,16 +490,21 @@ def look_again(host: PyinfraHost) -> list[Change]:
 
 
 def half_registrations(host: PyinfraHost) -> list[str]:
-    """Fleet hosts that this run registered on one side only, because the other side was not part of it."""
+    """Fleet hosts that this run registered on one side only, because the other side was not part of it.
+
+    To be asked before `look_again`: afterwards the host's own mark names them too.
+    """
     site = run_of(host).context.site
     active = {one.name for one in host.state.inventory.get_active_hosts()}
     here = run_of(host).context.host
-    names = sorted(_registered(host))
+    names = sorted(_registered(host) - _registered_before(host))
     lines = []
     missing_ingress = [one.name for one in site.ingress_hosts if one.name not in active]
     app = site.app_host
     if "ingress" in here.roles and app is not None and app.name not in active and names:
-        lines.append(f"half registration: {', '.join(names)} inbound only, {app.name} (API, Dialler) is not in this run")
+        there = f"{app.name} (API, Dialler) is not in this run"
+        lines.append(f"half registration: {', '.join(names)} inbound only, {there}")
     if "app" in here.roles and missing_ingress and names:
-        lines.append(f"half registration: {', '.join(names)} outbound only, {', '.join(missing_ingress)} not in this run")
+        there = f"{', '.join(missing_ingress)} not in this run"
+        lines.append(f"half registration: {', '.join(names)} outbound only, {there}")
     return lines

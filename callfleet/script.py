@@ -1,7 +1,8 @@
 """Writes the shell script that carries out changes of one concern. Pure.
 
-The script travels on standard input of one remote shell: no content is on a command line, in a temporary file of a shared
-folder or in an environment. It stops at the first step that fails, says which, and leaves what came before complete.
+The script travels on standard input of one remote shell: no content is on a command line, in a temporary file of a
+shared folder or in an environment. It stops at the first step that fails, says which, and leaves what came before
+complete.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _directory(item: Directory) -> str:
 
 
 def _file(item: File) -> str:
-    """Written beside its target with its final owner, checked by the real checker, then renamed: whole or not at all."""
+    """Written beside its target with its final owner, checked by the real checker, renamed: whole or not at all."""
     new = _q(f"{item.path}.callfleet-new")
     target = _q(item.path)
     lines = [f"at {_q('file ' + item.path)}", f"rm -f -- {new}", f"base64 -d > {new} <<'CALLFLEET_EOF' || die"]

@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 def read_ask(answer: Answer, path: str, reader: Callable[[dict[str, str]], T]) -> T | Unknown | None:
-    """What the process behind one socket says; absent only when the socket's name is seen not to be there."""
+    """What the process behind one socket says; absent when the name is not there or nobody listens at it.
+
+    A dead process leaves its socket's name behind; a refused connection is the kernel's word that none has it open.
+    """
     presence = answer.read("socket-presence", read_presence)
     if isinstance(presence, Unknown):
         return presence
@@ -24,6 +27,8 @@ def read_ask(answer: Answer, path: str, reader: Callable[[dict[str, str]], T]) -
         return told
     texts: dict[str, str] = {}
     for socket, command, word, text in told:
+        if socket == path and word == "refused":
+            return None
         if socket == path and word != "ok":
             return Unknown(f"{path} did not answer {command}: {text}"[:REASON_LENGTH])
         if socket == path:

@@ -276,6 +276,8 @@ def ask(path, command):
 for path, command in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         word, text = b\"ok\", ask(path, command)
+    except ConnectionRefusedError as e:
+        word, text = b\"refused\", str(e).encode()
     except OSError as e:
         word, text = b\"error\", str(e).encode()
     record = [path.encode(), command.encode(), word, text.replace(bytes(1), b\"?\")]

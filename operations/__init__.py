@@ -1,1 +1,1 @@
-"""pyinfra operations, one noun a file. Each reads the run's plan for its concern, and says noop in a sentence or acts."""
+"""pyinfra operations, one noun a file. Each reads the run's plan for its concern, says noop in a sentence or acts."""

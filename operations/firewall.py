@@ -24,7 +24,8 @@ set -u
 umask 077
 mkdir -p /run/callfleet
 systemctl stop {REVERT_UNIT}.timer 2>/dev/null
-{{ echo 'table inet callfleet'; echo 'delete table inet callfleet'; nft list table inet callfleet 2>/dev/null; }} > {PREVIOUS}
+{{ echo 'table inet callfleet'; echo 'delete table inet callfleet'
+   nft list table inet callfleet 2>/dev/null; }} > {PREVIOUS}
 systemd-run --quiet --collect --unit={REVERT_UNIT} --on-active={REVERT_SECONDS} --timer-property=AccuracySec=1s \
   nft -f {PREVIOUS} || exit 1
 nft -f {RULES} || {{ systemctl stop {REVERT_UNIT}.timer; exit 1; }}

@@ -14,7 +14,7 @@ from operations.stack import converge_stack
 
 @operation()
 def converge() -> Generator[FunctionCommand, None, None]:
-    """Swaps idle slots, leaves busy ones serving and reports them; a canary call decides whether the host may register."""
+    """Swaps idle slots, leaves busy ones serving and reports them; a canary call decides who may register."""
     yield from carry_out("fleet", _converge)
 
 

@@ -28,7 +28,7 @@ def site() -> Generator[FunctionCommand, None, None]:
 
 
 def _verify(state: State, host: Host) -> bool:
-    run = run_of(host)
+    run, half = run_of(host), half_registrations(host)
     try:
         left = look_again(host)
     except CallfleetError as error:
@@ -39,6 +39,6 @@ def _verify(state: State, host: Host) -> bool:
         say(host, f"not as declared after this run: {change}", "red")
     for line in run.pending:
         say(host, f"pending: {line}; finished by the next run once the call has ended")
-    for line in half_registrations(host):
+    for line in half:
         say(host, line)
     return not wrong

@@ -1,4 +1,4 @@
-"""What hosts must be: shared values everywhere the same, secrets nowhere, digests that change when and only when they must."""
+"""What hosts must be: shared values everywhere the same, secrets nowhere, digests that change only when they must."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from callfleet.desired import expected_host
 from callfleet.desired.firewall import rules
 from callfleet.desired.registration import core_fleet
 from callfleet.errors import CallfleetError
-from callfleet.expected import Command, Directory, ExpectedHost, File, Item, Stack, Unit
+from callfleet.expected import CERTIFICATE_CHECK, Command, Directory, ExpectedHost, File, Item, Stack, Unit
 from callfleet.plan import plan
 from callfleet.site import Site, load_site
 
@@ -197,7 +197,7 @@ def open_text(item: Item) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("host", ["a", "front", "app"])
 def test_no_secret_shows_outside_secret_files(host: str, tmp_path: Path) -> None:
-    """Not as text, digest or base64, in any file, label, hash, script or printed form; nor an env file's plain digest."""
+    """Not as text, digest or base64, in any file, label, hash, script or printed form; nor an env file's digest."""
 
     def more(data: dict[str, Any]) -> None:
         data["secrets"] |= {"extra": "env:EXTRA"}
@@ -228,7 +228,8 @@ def test_secret_files_are_readable_by_their_owner_alone(host: str, site: Site) -
     for item in files(expected(site, host)).values():
         if item.secret:
             assert item.mode in ("0600", "0400"), item.path
-            assert item.check == "", "a checker's message could quote the file"
+            # OpenSSL names the reason alone; any other checker's message could quote the file.
+            assert item.check in ("", CERTIFICATE_CHECK), item.path
 
 
 def test_a_secret_with_shell_characters_survives_in_its_env_file(tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ URLS = st.lists(st.sampled_from([f"https://{name}.other.test{end}" for name in "
 def test_the_merged_list_keeps_what_is_not_ours(
     foreign: list[str], ours: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Foreign URLs stay, each as often and in the order as they were; ours stand once, in the order of the site file."""
+    """Foreign URLs stay, as often and in the order as they were; ours stand once, in the order of the site file."""
     site = _cached_site(tmp_path_factory)
     current = list(foreign)
     for url in ours:
@@ -432,6 +433,34 @@ def test_a_list_that_could_not_be_read_is_never_written(site: Site) -> None:
     unread = Actual.unread("timed out")
     found = plan(ExpectedHost("app", (concern(site, "app", "registration"),)), unread).concern("registration")
     assert [str(change.word) for change in found.changes] == ["blocked"]
+
+
+def test_urls_of_others_are_data_in_the_script_that_writes_the_list(site: Site, tmp_path: Path) -> None:
+    """A quote in a URL that is not ours ends no argument: the script runs, and nothing in the URL does."""
+    foreign = f"https://x.test/'; touch {tmp_path}/ran; '"
+    sent = tmp_path / "sent"
+    (tmp_path / "bin").mkdir()
+    curl = tmp_path / "bin" / "curl"
+    # Stands in for the API: answers the list that it has, and keeps the one that it is given.
+    curl.write_text(
+        "#!/usr/bin/env python3\nimport json, pathlib, sys\n"
+        f"kept = pathlib.Path({str(sent)!r})\n"
+        "if '-d' in sys.argv: kept.write_text(sys.argv[sys.argv.index('-d') + 1])\n"
+        f"print(kept.read_text() if kept.exists() else json.dumps({{'core_fleet': [{foreign!r}]}}))\n"
+    )
+    curl.chmod(0o755)
+    actual = Actual(core_fleet=(foreign,), contents={"/etc/docker/daemon.json": None})
+    found = expected_host(context(site, "app"), actual).concern("registration")
+    assert found is not None
+    (command,) = found.items
+    assert isinstance(command, Command)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-s"], input=command.script, env={"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(sent.read_text())["core_fleet"] == [foreign, *site.fleet_urls]
+    assert not (tmp_path / "ran").exists()
 
 
 # Docker

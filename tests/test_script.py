@@ -113,7 +113,7 @@ def test_any_content_and_any_name_arrive_as_they_are(content: bytes, name: str) 
         done = run(file(target, content))
         assert done.returncode == 0, done.stderr
         assert target.read_bytes() == content
-        assert os.listdir(folder) == [name]
+        assert [path.name for path in Path(folder).iterdir()] == [name]
 
 
 @settings(max_examples=15, deadline=None)
@@ -124,7 +124,7 @@ def test_a_failing_step_is_named_whatever_its_path(name: str) -> None:
         done = run(file(f"{folder}/missing/{name}"))
         assert done.returncode != 0
         assert f"failed: file {folder}/missing/{name}" in done.stderr
-        assert os.listdir(folder) == []
+        assert not list(Path(folder).iterdir())
 
 
 def test_a_file_that_its_check_rejects_never_replaces_the_old_one(tmp_path: Path, shell: str) -> None:
@@ -217,7 +217,7 @@ def test_absent_removes_a_file_and_bears_that_it_is_gone(tmp_path: Path) -> None
     (tmp_path / "old file").write_text("x")
     for _ in range(2):
         assert run(Absent(f"{tmp_path}/old file")).returncode == 0
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_packages_travel_in_one_transaction(tmp_path: Path, bin_folder: Path) -> None:
@@ -235,7 +235,7 @@ def test_packages_travel_in_one_transaction(tmp_path: Path, bin_folder: Path) ->
     update, install, hold = said(tmp_path)
     assert update.endswith("-qq update")
     assert install.endswith("install docker.io=26.1 iptables")
-    assert "DPkg::Lock::Timeout" in update and "DPkg::Lock::Timeout" in install
+    assert all("DPkg::Lock::Timeout" in line for line in (update, install))
     assert hold == "apt-mark -qq hold runc iptables"
 
 

@@ -18,7 +18,8 @@ class Context:
 
     `secret` resolves a named secret when it is really used,
     `credential` a certificate by reference or path. `registered` names the fleet hosts whose canary call
-    succeeded, and which may therefore get calls; None means all of the site. `registered_before` are those that have it already.
+    succeeded, and which may therefore get calls; None means all of the site. `registered_before` are those that have it
+    already.
     """
 
     site: Site

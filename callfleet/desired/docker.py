@@ -28,6 +28,11 @@ PACKAGES = {
     "docker": ("containerd.io", "docker-ce", "docker-ce-cli", "docker-compose-plugin", "iptables"),
 }
 ENGINE = {"debian": "docker.io", "docker": "docker-ce"}
+# What provides an engine or its `docker` command in another way.
+OTHERS = {
+    "debian": ("docker-ce", "docker-ce-cli", "moby-engine", "podman-docker", "containerd.io"),
+    "docker": ("docker.io", "docker-cli", "moby-engine", "podman-docker", "containerd"),
+}
 
 
 def concern(context: Context, actual: Actual | None) -> Concern | None:
@@ -46,7 +51,12 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             *_authority(context),
             *_repository(context, actual),
             *(
-                Package(name, version=version if name == ENGINE[source] else "", hold=name != "iptables")
+                Package(
+                    name,
+                    version=version if name == ENGINE[source] else "",
+                    hold=name != "iptables",
+                    never_beside=OTHERS[source] if name in (ENGINE[source], "docker-cli", "docker-ce-cli") else (),
+                )
                 for name in PACKAGES[source]
             ),
             Unit("docker.service"),

@@ -7,7 +7,7 @@ from typing import Any
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
 from callfleet.desired.stack import Service, project
-from callfleet.expected import Concern, Directory, File, config_hash
+from callfleet.expected import CERTIFICATE_CHECK, Concern, Directory, File, config_hash
 from callfleet.templates import render, verbatim
 
 
@@ -34,6 +34,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             File(
                 f"{folder}/haproxy/haproxy.cfg",
                 haproxy_cfg,
+                check=_proxy_check(context, folder),
             ),
         ),
         directories=(
@@ -105,16 +106,32 @@ def proxy_configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes,
     return render("fleet/haproxy.cfg.j2", config_hash=digest, **values), digest
 
 
+def _proxy_check(context: Context, folder: str) -> str:
+    """The image that will run the configuration reads it first: one that crashed would start with what lies there."""
+    image = context.site.image(context.site.defaults.common_images.proxy)
+    return (
+        f"docker run --rm --network none --user 0:0 -v {folder}/haproxy:/usr/local/etc/haproxy:ro "
+        f"-v {folder}/tls:/etc/callfleet/tls:ro --entrypoint haproxy {image} "
+        '-c -f "/usr/local/etc/haproxy/$(basename {path})"'
+    )
+
+
 def _tls(context: Context, folder: str) -> tuple[File, ...]:
     site, host = context.site, context.host
     assert host.public_name is not None  # noqa: S101 - a fleet host has one by construction
     public = context.credential(site.certificate_for(host.public_name))
-    found = [File(f"{folder}/tls/public.pem", public, mode="0600", secret=True)]
+    found = [File(f"{folder}/tls/public.pem", public, mode="0600", secret=True, check=CERTIFICATE_CHECK)]
     if site.ingress_hosts:
         internal = site.tls.internal
         assert internal is not None  # noqa: S101 - checked with the site file
         found += [
-            File(f"{folder}/tls/internal.pem", context.credential(internal.hosts[host.name]), mode="0600", secret=True),
+            File(
+                f"{folder}/tls/internal.pem",
+                context.credential(internal.hosts[host.name]),
+                mode="0600",
+                secret=True,
+                check=CERTIFICATE_CHECK,
+            ),
             File(f"{folder}/tls/internal-ca.pem", context.credential(internal.ca), mode="0644"),
         ]
     return tuple(found)

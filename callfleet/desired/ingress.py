@@ -11,9 +11,9 @@ from typing import Any
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
-from callfleet.expected import Command, Concern, Directory, File, Item, Package, Unit, config_hash
-from callfleet.templates import render
+from callfleet.expected import CERTIFICATE_CHECK, Command, Concern, Directory, File, Item, Package, Unit, config_hash
 from callfleet.site import Host
+from callfleet.templates import render
 
 FOLDER = "/etc/callfleet/ingress"
 ADMIN_SOCKET = "/run/callfleet-ingress/admin.sock"
@@ -134,12 +134,20 @@ def _tls(context: Context) -> tuple[File, ...]:
         reference = site.certificate_for(name)
         # One file a certificate: a wildcard that covers several names is laid down once.
         path = f"{FOLDER}/tls/{config_hash(str(reference))[:16]}.pem"
-        found[path] = File(path, context.credential(reference), mode="0600", secret=True)
+        found[path] = File(
+            path, context.credential(reference), mode="0600", secret=True, check=CERTIFICATE_CHECK
+        )
     files = list(found.values())
     internal = site.tls.internal
     if "ingress" in host.roles and internal is not None:
         files += [
-            File(f"{FOLDER}/client.pem", context.credential(internal.ingress), mode="0600", secret=True),
+            File(
+                f"{FOLDER}/client.pem",
+                context.credential(internal.ingress),
+                mode="0600",
+                secret=True,
+                check=CERTIFICATE_CHECK,
+            ),
             File(f"{FOLDER}/internal-ca.pem", context.credential(internal.ca)),
         ]
     return tuple(files)

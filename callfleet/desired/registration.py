@@ -6,12 +6,12 @@ Only hosts whose canary call succeeded are registered. URLs in the API's list th
 from __future__ import annotations
 
 import json
+import shlex
 
 from callfleet.actual import Actual, ApiRequest
 from callfleet.desired import app
 from callfleet.desired.context import Context
 from callfleet.expected import Command, Concern
-
 
 
 def api_request(context: Context) -> ApiRequest:
@@ -37,16 +37,18 @@ def outbound_api(context: Context, actual: Actual | None) -> Concern | None:
     request = api_request(context)
     current = actual.core_fleet if actual is not None and isinstance(actual.core_fleet, tuple) else ()
     wanted = core_fleet(context, current)
-    body = json.dumps({"core_fleet": list(wanted)})
+    # Quoted: the list has URLs that are not ours, and they may hold anything.
+    body = shlex.quote(json.dumps({"core_fleet": list(wanted)}))
     # The list is read again on the host and refused when it moved: PUT replaces the whole list.
-    expected_now = json.dumps(sorted(current))
+    expected_now = shlex.quote(json.dumps(sorted(current)))
+    curl = f"curl -fsS --max-time 30 -K {request.curl_config}"
     script = f"""
-current=$(curl -fsS --max-time 30 -K {request.curl_config} {request.url}) || exit 1
+current=$({curl} {request.url}) || exit 1
 printf '%s' "$current" | python3 -c 'import json,sys; now=sorted(json.load(sys.stdin)["core_fleet"]); \
-sys.exit(0 if now==json.loads(sys.argv[1]) else "core_fleet changed while we planned: "+str(now))' '{expected_now}' || exit 1
-curl -fsS --max-time 30 -K {request.curl_config} -X PUT -H 'Content-Type: application/json' -d '{body}' {request.url} >/dev/null || exit 1
-curl -fsS --max-time 30 -K {request.curl_config} {request.url} | python3 -c 'import json,sys; \
-sys.exit(0 if json.load(sys.stdin)["core_fleet"]==json.loads(sys.argv[1])["core_fleet"] else "the API did not keep the list")' '{body}'
+sys.exit(0 if now==json.loads(sys.argv[1]) else "core_fleet changed meanwhile: "+str(now))' {expected_now} || exit 1
+{curl} -X PUT -H 'Content-Type: application/json' -d {body} {request.url} >/dev/null || exit 1
+{curl} {request.url} | python3 -c 'import json,sys; kept=json.load(sys.stdin)["core_fleet"]; \
+sys.exit(0 if kept==json.loads(sys.argv[1])["core_fleet"] else "the API did not keep the list")' {body}
 """
     return Concern(
         "registration",

@@ -17,9 +17,9 @@ from callfleet.templates import render
 class Service:
     """One Compose service.
 
-    `kind` says how it is changed: `slot` (one call, swapped when idle), `proxy`, `plain` (recreated), `guarded` (recreated
-    when `quiet` holds). `secrets` is the content of its env file. `made_from` lists further bytes that a change of must
-    recreate it for.
+    `kind` says how it is changed: `slot` (one call, swapped when idle), `proxy`, `plain` (recreated), `guarded`
+    (recreated when `quiet` holds). `secrets` is the content of its env file. `made_from` lists further bytes that
+    a change of must recreate it for.
     """
 
     kind: str
@@ -121,7 +121,11 @@ def project(
                 proxy_config=proxy_config,
             ),
             Unit(f"stack@{name}.service"),
-            *((Unit(f"callfleet-keeper@{name}.service", config=program_files(), on_change="restart"),) if keeper else ()),
+            *(
+                (Unit(f"callfleet-keeper@{name}.service", config=program_files(), on_change="restart"),)
+                if keeper
+                else ()
+            ),
         ),
     )
 
@@ -138,4 +142,4 @@ def program_files() -> tuple[str, ...]:
     return tuple(f"{TARGET}/{path.name}" for path in sorted(SOURCE.glob("*.py")))
 
 
-__all__ = ["Absent", "LOGGING", "Package", "Service", "project"]
+__all__ = ["LOGGING", "Absent", "Package", "Service", "project"]

@@ -108,8 +108,7 @@ def record_canaries(run: Run) -> None:
 
 def look(run: Run) -> tuple[dict[int, Slot], dict[int, Step]]:
     """Every slot and its next step. SlotError when Docker does not answer: then nothing can be decided."""
-    run.docker.containers()
-    slots = observe(run.stack, run.docker)
+    slots = observe(run.stack, run.docker, containers=run.docker.containers())
     proven = canary.proven(run.stack)
     steps = {}
     for n, slot in slots.items():

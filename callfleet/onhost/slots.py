@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,10 +49,18 @@ def prepare(stack: Stack) -> None:
         stack.proxy.admin_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def observe(stack: Stack, docker: Docker, numbers: Iterable[int] | None = None) -> dict[int, Slot]:
-    """Read slots: all wanted ones and all that exist beyond, or the given ones. Never fails: doubt is `unknown`."""
+def observe(
+    stack: Stack,
+    docker: Docker,
+    numbers: Collection[int] | None = None,
+    containers: dict[str, list[Container]] | None = None,
+) -> dict[int, Slot]:
+    """Read slots: all wanted ones and all that exist beyond, or the given ones. Never fails: doubt is `unknown`.
+
+    `containers` spares a question to Docker whose answer the caller has just got.
+    """
     try:
-        containers: dict[str, list[Container]] | None = docker.containers()
+        containers = docker.containers() if containers is None else containers
     except SlotError as error:
         containers, trouble = None, str(error)
     else:
@@ -61,7 +69,7 @@ def observe(stack: Stack, docker: Docker, numbers: Iterable[int] | None = None) 
         beyond = {stack.number_of(service) for service in containers or {}}
         numbers = {*stack.numbers, *(n for n in beyond if n)}
     try:
-        rows: list[sockets.Row] | None = sockets.rows()
+        rows: list[sockets.Row] | None = sockets.rows() if numbers else []
     except SlotError as error:
         rows, trouble = None, str(error)
 

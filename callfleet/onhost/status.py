@@ -30,12 +30,12 @@ def status(stack: Stack) -> dict[str, Any]:
     """Read everything; change nothing. Doubt shows as null and `unknown`."""
     docker = Docker(stack)
     error = None
-    containers: dict[str, list[Container]] = {}
+    containers: dict[str, list[Container]] | None = None
     try:
         containers = docker.containers()
     except SlotError as trouble:
         error = str(trouble)
-    slots = observe(stack, docker)
+    slots = observe(stack, docker, containers=containers)
     return {
         "schema": 1,
         "stack": stack.name,
@@ -44,7 +44,7 @@ def status(stack: Stack) -> dict[str, Any]:
         "proven": sorted(canary.proven(stack)),
         "slots": [_slot(stack, slot) for slot in slots.values()],
         "services": [
-            {"kind": service.kind, **_service(stack, service.name, containers.get(service.name, []))}
+            {"kind": service.kind, **_service(stack, service.name, (containers or {}).get(service.name, []))}
             for service in stack.services.values()
         ],
         "proxy": _proxy(stack),

@@ -1,4 +1,4 @@
-"""pyinfra with every SSH channel counted: `python counted.py REPORT ARGUMENT...` writes one JSON line a channel to REPORT.
+"""pyinfra with every SSH channel counted: `counted.py REPORT ARGUMENT...` writes one JSON line a channel to REPORT.
 
 The SSH library is wrapped, so what is counted is what really went over the wire, not what callfleet says of itself.
 """

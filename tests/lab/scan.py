@@ -1,7 +1,7 @@
 """Which TCP ports of a host accept a connection: run on another host as `python3 - FROM TO ADDRESS...`, prints JSON.
 
-Dropped packets show by silence alone, so many connections are tried at once, for long enough that a lost packet was sent
-a second time. Bounded: the given ports of the given addresses, once.
+Dropped packets show by silence alone, so many connections are tried at once, for long enough that a lost packet was
+sent a second time. Bounded: the given ports of the given addresses, once.
 """
 
 import errno
@@ -56,4 +56,5 @@ def batch(address: str, ports: range) -> list[int]:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (AT_ONCE + 200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    print(json.dumps({address: scan(address, int(sys.argv[1]), int(sys.argv[2])) for address in sys.argv[3:]}))
+    first, last, *addresses = sys.argv[1:]
+    json.dump({address: scan(address, int(first), int(last)) for address in addresses}, sys.stdout)

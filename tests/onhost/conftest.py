@@ -42,13 +42,15 @@ class Host:
     def declare(self, slots: int = 2, label: str = "a", mode: str = "ok", **more: Any) -> None:
         services = more.pop("services", {})
         workers = {f"worker-{n}": {"label": label, "mode": mode} for n in range(1, slots + 1)}
-        others = {name: {"label": spec.pop("label", "a"), "mode": spec.pop("mode", "ok")} for name, spec in services.items()}
+        others = {
+            name: {"label": spec.pop("label", "a"), "mode": spec.pop("mode", "ok")} for name, spec in services.items()
+        }
         made = {**workers, **others}
         value = {
             "schema": 1, "stack": NAME, "project_dir": f"/opt/stacks/{NAME}", "run_dir": f"/run/{NAME}",
             "socket_prefix": "t", "slots": slots, "worker_uid": os.getuid(), "services": services,
             "config": {name: spec["label"] for name, spec in made.items()},
-            "canary": {"frames": 3, "timeout_seconds": 2}, "limits": {"start_seconds": 3, "stop_seconds": 5}, **more,
+            "canary": {"frames": 3, "timeout_seconds": 30}, "limits": {"start_seconds": 30, "stop_seconds": 5}, **more,
         }  # fmt: skip
         project = self.root / "opt/stacks" / NAME
         (project / "compose.yml").write_text(json.dumps({"services": made}))
@@ -86,7 +88,7 @@ class Host:
         names = (self.run_dir / "published").glob("t_*.sock")
         return sorted(int(path.stem[2:]) for path in names)
 
-    def call(self, n: int, own: bool = False, seconds: float = 30) -> WebSocket:
+    def call(self, n: int, own: bool = False, seconds: float = 600) -> WebSocket:
         path = self.run_dir / (f"slots/{n}" if own else "published") / f"t_{n}.sock"
         return WebSocket(path, "/ws/bot", time.monotonic() + seconds)
 
@@ -122,7 +124,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     root = Path(tempfile.mkdtemp(prefix="slots-"))  # short: a socket's path has 108 bytes
     programs = root / "bin"
     programs.mkdir()
-    shutil.copy(HERE / "standin_docker.py", programs / "docker")
+    program = (HERE / "standin_docker.py").read_text().partition("\n")[2]
+    (programs / "docker").write_text(f"#!{sys.executable} -SE\n{program}")
     shutil.copy(HERE / "standin_worker.py", programs / "standin_worker.py")
     (programs / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
@@ -136,7 +139,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     assert not root.exists()
 
 
-def wait_until(condition: Any, seconds: float = 5) -> None:
+def wait_until(condition: Any, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not happen in time"

@@ -1,4 +1,5 @@
 #!/usr/bin/env -S python3 -S -E
+# ruff: noqa: T201 - its output is what it is asked for
 """A stand-in for the docker program: one process per "container", state in $STANDIN_DOCKER, every call recorded.
 
 It does what the slot program needs and no more. The Compose file is JSON: {"services": {NAME: {"label", "mode"}}}.
@@ -37,7 +38,15 @@ def launch(value):
     mode, service = value["mode"], value["service"]
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     if service.startswith("worker-"):
-        command = [sys.executable, "-S", "-E", str(Path(__file__).with_name("standin_worker.py")), service[7:], str(RUN), mode]
+        command = [
+            sys.executable,
+            "-S",
+            "-E",
+            str(Path(__file__).with_name("standin_worker.py")),
+            service[7:],
+            str(RUN),
+            mode,
+        ]
     if os.environ.get("STANDIN_NETNS"):
         command = ["unshare", "-n", *command]
     log = (HOME / f"{value['id']}.log").open("a")
@@ -83,8 +92,16 @@ def inspect(ids):
     for value in held():
         if value["id"] in ids:
             up = alive(value["pid"])
-            labels = {"callfleet.stack": "t-fleet", "callfleet.service": value["service"], "callfleet.config": value["label"]}
-            state = {"Status": "running" if up else "exited", "Pid": value["pid"] if up else 0, "StartedAt": value["started"]}
+            labels = {
+                "callfleet.stack": "t-fleet",
+                "callfleet.service": value["service"],
+                "callfleet.config": value["label"],
+            }
+            state = {
+                "Status": "running" if up else "exited",
+                "Pid": value["pid"] if up else 0,
+                "StartedAt": value["started"],
+            }
             if value["mode"] in ("healthy", "unhealthy"):
                 state["Health"] = {"Status": value["mode"]}
             config = {"Image": "standin:1", "Labels": labels}

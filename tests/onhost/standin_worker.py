@@ -1,3 +1,4 @@
+# ruff: noqa: T201, S324 - its log is looked at; RFC 6455 wants SHA-1
 """A stand-in for a call worker: one call, /health, an echoing WebSocket, all on its Unix socket.
 
 Arguments: slot number, run directory, mode (ok, silent: never binds, bad-canary: refuses calls, mute: no echo).
@@ -41,11 +42,18 @@ class Handler(socketserver.StreamRequestHandler):
         if behave == "hang":
             time.sleep(600)
         shown = int(behave[6:]) if behave.startswith("calls=") else state["calls"]
-        body = {"status": "ok", "worker_calls": shown, "worker_max": 1, "worker_id": "99" if behave == "wrong-id" else N}
+        body = {
+            "status": "ok",
+            "worker_calls": shown,
+            "worker_max": 1,
+            "worker_id": "99" if behave == "wrong-id" else N,
+        }
         self.answer("500 Oops" if behave == "error" else "200 OK", json.dumps(body))
 
     def answer(self, status, body=""):
-        self.wfile.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        self.wfile.write(
+            f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+        )
 
     def call(self, key):
         if MODE == "bad-canary" or not calls.acquire(blocking=False):
@@ -53,7 +61,9 @@ class Handler(socketserver.StreamRequestHandler):
         state["calls"] = 1
         try:
             proof = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-            head = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {base64.b64encode(proof).decode()}"
+            head = (
+                f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {base64.b64encode(proof).decode()}"
+            )
             self.wfile.write(f"HTTP/1.1 101 Switching Protocols\r\n{head}\r\n\r\n".encode())
             self.echo()
         finally:

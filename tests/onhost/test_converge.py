@@ -72,7 +72,7 @@ def test_idle_slots_are_swapped_and_stopped_by_term_one_after_the_other(up: Host
 
 def test_max_out_two_swaps_two_at_a_time(up: Host) -> None:
     """The declared share may be larger."""
-    up.declare(slots=3, label="b", limits={"start_seconds": 3, "stop_seconds": 5, "max_out": 2})
+    up.declare(slots=3, label="b", limits={"start_seconds": 30, "max_out": 2})
     assert up.slotctl("converge") == 0
     words = [line["what"] for line in up.journal() if line["what"] in ("withdrawn", "published")][3:]
     assert words[:2] == ["withdrawn", "withdrawn"]
@@ -97,13 +97,13 @@ def test_with_a_deadline_a_busy_slot_is_withdrawn_and_swapped_when_its_call_ends
     """It takes no further call meanwhile; the run waits for the one it has."""
     held = up.call(2)
     up.declare(slots=3, label="b")
-    run = up.start("converge", "--deadline", "20")
-    wait_until(lambda: up.states()[2] == "draining", 15)
+    run = up.start("converge", "--deadline", "120")
+    wait_until(lambda: up.states()[2] == "draining")
     assert up.published() == [1, 3]
     held.send(2, b"on")
     assert held.receive() == b"on"
     held.__exit__()
-    assert run.wait(15) == 0
+    assert run.wait(60) == 0
     assert up.labels()["worker-2"] == "b"
     assert not up.was_cut()
 
@@ -143,7 +143,7 @@ def test_a_dead_worker_is_replaced_though_it_cannot_answer(up: Host) -> None:
 @pytest.mark.parametrize("mode", ["bad-canary", "mute", "silent", "crash"])
 def test_a_failed_canary_stays_unpublished_and_stops_the_rollout(up: Host, mode: str) -> None:
     """One slot is lost to the bad release, the rest serves on with the old one; a good release repairs it."""
-    up.declare(slots=3, label="b", mode=mode, limits={"start_seconds": 1.5})
+    up.declare(slots=3, label="b", mode=mode, limits={"start_seconds": 1.5}, canary={"timeout_seconds": 2})
     assert up.slotctl("converge") == 1
     assert up.published() == [2, 3]
     assert sorted(up.labels().values()) == ["a", "a", "b"]
@@ -240,9 +240,9 @@ def test_term_while_waiting_puts_the_withdrawn_slot_back(up: Host) -> None:
     held = up.call(2)
     up.declare(slots=3, label="b")
     run = up.start("converge", "--deadline", "60")
-    wait_until(lambda: up.states()[2] == "draining", 15)
+    wait_until(lambda: up.states()[2] == "draining")
     run.terminate()
-    assert run.wait(10) == 1
+    assert run.wait(60) == 1
     assert up.published() == [1, 2, 3]
     held.send(2, b"x")
     assert held.receive() == b"x"
@@ -257,10 +257,10 @@ def test_only_one_run_at_a_time_and_no_overtaken_controller(up: Host, capsys: py
     held = up.call(1)
     up.declare(slots=3, label="b")
     run = up.start("converge", "--deadline", "60", "--fence", "7")
-    wait_until(lambda: 1 not in up.published(), 15)
+    wait_until(lambda: 1 not in up.published())
     assert up.slotctl("converge", "--wait", "0", "--fence", "7") == 1
     run.terminate()
-    run.wait(10)
+    run.wait(60)
     held.__exit__()
 
 

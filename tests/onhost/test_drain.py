@@ -66,7 +66,7 @@ def test_a_drain_of_a_slot_on_a_call_is_pending_and_the_call_goes_on(up: Host) -
     assert up.slotctl("converge") == 3
     assert up.published() == [2], "busy and declared: it stays withdrawn, it is not put back"
     held.__exit__()
-    assert up.slotctl("drain", "1", "--wait", "5") == 0
+    assert up.slotctl("drain", "1", "--wait", "60") == 0
     assert not up.was_cut()
 
 
@@ -75,10 +75,10 @@ def test_a_drain_does_not_wait_for_a_converge_and_is_not_undone_by_it(up: Host) 
     held = up.call(1)
     up.declare(slots=2, label="b")
     run = up.start("converge", "--deadline", "60")
-    wait_until(lambda: up.states()[1] == "draining", 15)
+    wait_until(lambda: up.states()[1] == "draining")
     assert up.slotctl("drain", "1") == 3
     run.terminate()
-    run.wait(10)
+    run.wait(60)
     assert up.published() == [2]
     held.__exit__()
 
@@ -147,11 +147,11 @@ def test_the_keeper_leaves_a_running_converge_alone(up: Host) -> None:
     held = up.call(1)
     up.declare(slots=2, label="b")
     run = up.start("converge", "--deadline", "60")
-    wait_until(lambda: up.states()[1] == "draining", 15)
+    wait_until(lambda: up.states()[1] == "draining")
     rounds(up, 1)
     assert 1 not in up.published()
     run.terminate()
-    run.wait(10)
+    run.wait(60)
     held.__exit__()
 
 
@@ -159,7 +159,7 @@ def test_the_keeper_ends_on_term(up: Host) -> None:
     keeper = up.start("keep")
     time.sleep(0.8)
     keeper.terminate()
-    assert keeper.wait(3) == 0
+    assert keeper.wait(60) == 0
 
 
 def test_up_after_a_reboot_publishes_without_a_canary_or_a_registry(up: Host) -> None:
@@ -186,13 +186,13 @@ def test_down_waits_for_the_call_and_takes_none_meanwhile(up: Host) -> None:
     """All slots are withdrawn at once; the idle one stops, the busy one when its call has ended."""
     held = up.call(1)
     run = up.start("down")
-    wait_until(lambda: up.states() == {1: "draining", 2: "dead"}, 10)
+    wait_until(lambda: up.states() == {1: "draining", 2: "dead"})
     assert up.published() == []
     held.send(2, b"x")
     assert held.receive() == b"x"
     assert run.poll() is None
     held.__exit__()
-    assert run.wait(10) == 0
+    assert run.wait(60) == 0
     assert up.states() == {1: "dead", 2: "dead"}
     assert all("--signal TERM" in call for call in up.changes() if call.startswith("stop"))
     assert not up.was_cut()
