@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def load(inventory_file: str) -> Groups:
     pyinfra runs inventory files and shows a traceback for any exception of theirs, so a site that is wrong, or still
     has the addresses it was shipped with, ends the program here: message on stderr, exit code 1, nothing connected.
     """
+    # What a connection fails with is said under its host's name; the library would print a traceback beside it.
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     try:
         site = load_site(Path(inventory_file).with_suffix(".yml"))
         refuse_unedited(site)

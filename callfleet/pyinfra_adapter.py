@@ -430,7 +430,7 @@ def follow(host: PyinfraHost, unit: str, command: str, *, seconds: float = FOLLO
         host,
         f"mkdir -p /run/callfleet; rm -f {log}\n"
         f"systemd-run --quiet --collect --unit={unit} -p StandardOutput=append:{log} -p StandardError=append:{log} "
-        f"sh -c '{command}; echo \"{{\\\"exit\\\": $?}}\"'",
+        f'sh -c \'{command}; echo "{{\\"exit\\": $?}}"\'',
         seconds=60,
     )
     lines: list[str] = []
@@ -439,10 +439,10 @@ def follow(host: PyinfraHost, unit: str, command: str, *, seconds: float = FOLLO
         text = run_script(
             host,
             f"for _ in 1 2 3 4 5 6 7 8; do n=$(wc -l < {log} 2>/dev/null || echo 0); "
-            f"[ \"$n\" -gt {len(lines)} ] && break; "
+            f'[ "$n" -gt {len(lines)} ] && break; '
             f"systemctl -q is-active {unit}.service || break; sleep 0.25; done\n"
             f"gone=; systemctl -q is-active {unit}.service || gone=1\n"
-            f"tail -n +{len(lines) + 1} {log}; [ -z \"$gone\" ] || echo '{{\"gone\": true}}'",
+            f'tail -n +{len(lines) + 1} {log}; [ -z "$gone" ] || echo \'{{"gone": true}}\'',
             seconds=60,
         )
         fresh = text.splitlines()

@@ -105,7 +105,7 @@ def _packages(changes: list[Change]) -> str:
     if install:
         # Lists of the last hour will do, unless a source was just added.
         sources = any(isinstance(c.item, File) and c.item.path.startswith("/etc/apt/sources") for c in changes)
-        fresh = "" if sources else '[ -n "$(find /var/lib/apt/lists -name \'*Packages*\' -mmin -60 | head -n 1)" ] || '
+        fresh = "" if sources else "[ -n \"$(find /var/lib/apt/lists -name '*Packages*' -mmin -60 | head -n 1)\" ] || "
         names = " ".join(_q(name) for name in install)
         lines += [
             "at 'apt-get update'",

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from callfleet.site import load_site
+from callfleet.site import Host, Site, load_site
 from lab import hosts, lifecycle, paths
 from lab.calls import CallHolder, Summary
 from lab.cli import LabGroup, progress
@@ -25,6 +25,7 @@ from lab.model import Lab
 HOSTS = 3
 CONVERGE_SECONDS = 900
 STEP = re.compile(r"--> Starting operation: (.*)")
+PLANNED = re.compile(r"\]\s+(create|pull|enable|start|update|install) ")
 TOTAL = re.compile(r"Grand total\s+(\S+)\s+(\S+)\s+(\S+)")
 
 
@@ -38,7 +39,9 @@ class Converge:
 
 @click.group(cls=LabGroup, invoke_without_command=True)
 @click.option("--name", default="demo", show_default=True, help="The lab to use.")
-@click.option("--seconds", default=10.0, show_default=True, help="How long the calls are held after the second converge.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, help="How long the calls are held after the second converge."
+)
 def main(name: str, seconds: float) -> None:
     """Bring up three bare hosts, converge them, hold a call on every slot, converge again."""
     began = time.monotonic()
@@ -62,17 +65,20 @@ def main(name: str, seconds: float) -> None:
         extra.start(1)
         extra.wait_open()
         refused = extra.report().calls[0]
-        console.print(f"  call {slots + 1}: refused with {refused.refused} after {refused.answer_seconds * 1000:.0f} ms")
+        console.print(
+            f"  call {slots + 1}: refused with {refused.refused} after {refused.answer_seconds * 1000:.0f} ms"
+        )
 
         console.rule("4  The same converge again, while the calls go on")
         second = converge(lab, console)
         console.print(f"  done in {second.seconds:.0f} s, {second.changed} operations changed something")
         time.sleep(seconds)
+        rows = [row(lab, site, host) for host in site.hosts]
         held.stop()
         report = held.report()
 
     console.rule("What happened")
-    console.print(table(lab, report))
+    console.print(table(rows, report))
     good = report.clean and opened == slots and second.changed == 0 and refused.refused in (429, 503)
     console.print(
         f"{opened} calls, {len(report.gaps)} gaps, longest round trip {report.worst_round_trip * 1000:.0f} ms, "
@@ -120,7 +126,9 @@ def converge(lab: Lab, console: Console) -> Converge:
     log.write_text(text + "\n")
     total = TOTAL.search(text)
     if code or total is None or total[3] != "-":
-        said = [line for line in lines if "] " in line and not re.search(r"\]\s+(create|pull|enable|start|update) ", line)]
+        said = [
+            line for line in lines if "] " in line and not re.search(r"\]\s+(create|pull|enable|start|update) ", line)
+        ]
         raise LabError("the converge failed:\n" + "\n".join(said[-15:]), f"less {log}")
     return Converge(0 if total[2] == "-" else int(total[2]), time.monotonic() - began)
 
@@ -132,29 +140,40 @@ def calls(lab: Lab) -> CallHolder:
     return CallHolder(f"wss://{name}/ws/demo", trust, resolve={(name, 443): (lab.hub.address, 443)})
 
 
-def table(lab: Lab, report: Summary) -> Table:
-    """Slots, calls, gaps and versions, as the hosts say."""
+@dataclass(frozen=True)
+class Row:
+    """What one host said while the calls were on; `sessions` are those that its workers took."""
+
+    host: str
+    slots: str
+    calls: str
+    sessions: str
+    docker: str
+    haproxy: str
+
+
+def row(lab: Lab, site: Site, host: Host) -> Row:
+    """Ask one host."""
+    docker = said(lab, host.name, "docker version -f '{{.Server.Version}}' 2>/dev/null")
+    if "fleet" not in host.roles:
+        return Row(host.name, "-", "-", "", docker, short(said(lab, host.name, "haproxy -v 2>/dev/null | head -1")))
+    stack = site.brand.stack
+    on = said(lab, host.name, f'slotctl status {stack} --json | grep -o \'"state": "on a call"\' | wc -l')
+    version = said(lab, host.name, f"docker exec {stack}-proxy-1 haproxy -v | head -1")
+    sessions = said(lab, host.name, f'grep \'"event": "start"\' /var/lib/{stack}/outbox/events.jsonl')
+    return Row(host.name, str(host.workers), on, sessions, docker, short(version))
+
+
+def table(rows: list[Row], report: Summary) -> Table:
+    """Slots, calls, gaps and versions, host by host."""
     found = Table(box=None, pad_edge=False)
-    for heading in ("host", "slots", "calls now", "gaps", "docker", "haproxy"):
+    for heading in ("host", "slots", "calls", "gaps", "docker", "haproxy"):
         found.add_column(heading)
-    site = load_site(lab.inventory)
-    for host in site.hosts:
-        machine = lab.host(host.name)
-        docker = said(lab, host.name, "docker version -f '{{.Server.Version}}' 2>/dev/null")
-        if "fleet" in host.roles:
-            states = said(lab, host.name, f"slotctl status {site.brand.stack} --json | grep -o '\"state\": \"[a-z ]*\"'")
-            idle = states.count("idle")
-            version = said(lab, host.name, f"docker exec {site.brand.stack}-proxy-1 haproxy -v | head -1")
-            found.add_row(machine.name, str(host.workers), str(host.workers - idle), gaps(report), docker, short(version))
-        else:
-            version = said(lab, host.name, "haproxy -v 2>/dev/null | head -1")
-            found.add_row(machine.name, "-", "-", "-", docker, short(version))
+    for one in rows:
+        own = [call for call in report.calls if call.session in one.sessions]
+        gaps = "-" if one.slots == "-" else str(sum(len(call.gaps) for call in own))
+        found.add_row(one.host, one.slots, one.calls, gaps, one.docker, one.haproxy)
     return found
-
-
-def gaps(report: Summary) -> str:
-    """Gaps over all calls; a host's own are not told apart by the driver."""
-    return str(len(report.gaps))
 
 
 def said(lab: Lab, host: str, command: str) -> str:

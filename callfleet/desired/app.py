@@ -55,9 +55,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             ),
         ),
         files=(
-            File(
-                f"{folder}/secrets/api/admin_token", token.encode(), mode="0400", owner=uid, group=uid, secret=True
-            ),
+            File(f"{folder}/secrets/api/admin_token", token.encode(), mode="0400", owner=uid, group=uid, secret=True),
             # For the probe and the registration: the token is never on a command line.
             File(
                 f"{folder}/secrets/api-curl.conf",

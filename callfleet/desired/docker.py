@@ -116,9 +116,7 @@ def _registry(context: Context) -> list[Item]:
     if registry.username and registry.password:
         login = f"{registry.username}:{context.secret(registry.password)}"
         auths[registry.address] = {"auth": base64.b64encode(login.encode()).decode()}
-    items.append(
-        File(f"{AUTH_DIR}/config.json", json.dumps({"auths": auths}).encode(), mode="0600", secret=True)
-    )
+    items.append(File(f"{AUTH_DIR}/config.json", json.dumps({"auths": auths}).encode(), mode="0600", secret=True))
     return items
 
 

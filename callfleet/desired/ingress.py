@@ -19,7 +19,7 @@ FOLDER = "/etc/callfleet/ingress"
 ADMIN_SOCKET = "/run/callfleet-ingress/admin.sock"
 MASTER_SOCKET = "/run/haproxy-master.sock"
 LOAD = (
-    "python3 -I -B -c 'import sys; sys.path.insert(0, \"/usr/local/lib/callfleet\"); "
+    'python3 -I -B -c \'import sys; sys.path.insert(0, "/usr/local/lib/callfleet"); '
     "from onhost.native import main; sys.exit(main())'"
 )
 
@@ -134,9 +134,7 @@ def _tls(context: Context) -> tuple[File, ...]:
         reference = site.certificate_for(name)
         # One file a certificate: a wildcard that covers several names is laid down once.
         path = f"{FOLDER}/tls/{config_hash(str(reference))[:16]}.pem"
-        found[path] = File(
-            path, context.credential(reference), mode="0600", secret=True, check=CERTIFICATE_CHECK
-        )
+        found[path] = File(path, context.credential(reference), mode="0600", secret=True, check=CERTIFICATE_CHECK)
     files = list(found.values())
     internal = site.tls.internal
     if "ingress" in host.roles and internal is not None:

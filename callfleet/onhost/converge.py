@@ -10,7 +10,7 @@ from .errors import SlotError
 from .rollout import Rollout
 from .run import Outcome, Run
 from .services import each, settle_guarded, settle_plain, settle_proxy
-from .slots import Slot, is_declared, observe, prepare, unmark
+from .slots import Slot, is_declared, observe, prepare, relink, unmark
 from .states import Word
 from .steps import Step, step
 from .swap import bring_up, describe, put_back, remove
@@ -22,6 +22,7 @@ def converge(run: Run, deadline_seconds: float) -> None:
     """The whole of it, in an order in which something serves at every moment. Run under the stack's lock."""
     until = time.monotonic() + deadline_seconds
     prepare(run.stack)
+    relink(run.stack)
     each(run, "plain", settle_plain)
     try:
         started = start_missing(run)

@@ -1,6 +1,6 @@
 """Load a configuration into a HAProxy that systemd runs, without ending a call: the ingress, not the host proxy.
 
-    native.py UNIT --config FILE --admin-socket PATH --master-socket PATH --wanted HASH
+native.py UNIT --config FILE --admin-socket PATH --master-socket PATH --wanted HASH
 """
 
 from __future__ import annotations

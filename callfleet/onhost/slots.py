@@ -163,6 +163,14 @@ def publish(stack: Stack, slot: int, container: Container, why: str) -> bool:
     return True
 
 
+def relink(stack: Stack) -> None:
+    """Show the published slots to siblings whose directories are new. Publishes nothing that was not."""
+    for n in stack.numbers:
+        with locked(stack, "names", NAMES_LOCK_SECONDS):
+            if sockets.is_published(stack, n) and not is_declared(stack, n):
+                sockets.link(stack, n)
+
+
 def withdraw(stack: Stack, slot: int, why: str) -> bool:
     """Hide the slot from the proxy and its siblings; its call goes on. True when it was published."""
     with locked(stack, "names", NAMES_LOCK_SECONDS):

@@ -629,7 +629,7 @@ def test_a_proxy_tells_its_servers_processes_and_configuration(tmp_path: Path) -
 
 
 def test_a_socket_without_a_listener_is_absent_and_without_a_client_unknown(bare: Bare) -> None:
-    """The name that a dead proxy left behind is no proxy, so that it can be started; without python3 or socat nobody can ask."""
+    """A dead proxy leaves its name behind and can be started; without python3 or socat nobody can ask."""
     path = bare.folder / "stale.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))

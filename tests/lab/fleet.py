@@ -1,7 +1,7 @@
 """The lab fleet as the tests see it: converge it, call it, look at it from outside.
 
-Zeros are read from the stand-ins' own event logs, from hashes, Docker's events, unit start times and HAProxy's processes,
-never from what callfleet says of itself.
+Zeros are read from the stand-ins' own event logs, from hashes, Docker's events, unit start times and HAProxy's
+processes, never from what callfleet says of itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from callfleet.plan import Word
 from lab.calls import CallHolder, Started, attach_burst
 from lab.hosts import ssh_command
 from lab.model import Lab, LabHost
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 STACK = "cxb-fleet"
 WORKERS = 4
+WORDS = "|".join(Word)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ class Converge:
     @property
     def planned(self) -> set[str]:
         """Every change it listed, with its host."""
-        lines = re.findall(r"^\s+\[(\S+)\]\s+((?:create|update|remove|install|hold|enable|start|restart|reload|pull|"
-                           r"recreate|publish|set|load|fetch|register|blocked) .*)$", self.output, re.MULTILINE)  # fmt: skip
+        lines = re.findall(rf"^\s+\[(\S+)\]\s+((?:{WORDS}) .*)$", self.output, re.MULTILINE)
         return {f"{host}: {change}" for host, change in lines}
 
 
@@ -168,7 +169,9 @@ class Fleet:
 
     def wait_idle(self, seconds: float = 60) -> None:
         """Until every worker says 0 calls."""
-        self.until(lambda: all(s["calls"] == 0 for h in self.fleet_names for s in self.slots(h)), seconds, "all slots idle")
+        self.until(
+            lambda: all(s["calls"] == 0 for h in self.fleet_names for s in self.slots(h)), seconds, "all slots idle"
+        )
 
     def until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         """Await a condition; fails the test when it does not come true in time."""
@@ -183,17 +186,20 @@ class Fleet:
             "files": self.ssh(
                 host,
                 "find /etc /opt /usr/local /var/lib/systemd/deb-systemd-helper-enabled -xdev -type f "
-                "! -name '*-' ! -path '/etc/callfleet/journal.jsonl' -printf '%p %m %U:%G %T@ %s\\n' 2>/dev/null | sort; "
+                "! -name '*-' ! -path '/etc/callfleet/journal.jsonl' -printf '%p %m %U:%G %T@ %s\\n' 2>/dev/null "
+                "| sort; "
                 "find /etc/callfleet /opt/stacks /etc/systemd /usr/local -xdev -type f ! -name journal.jsonl "
                 "-exec sha256sum {} + 2>/dev/null | sort",
             ),
             "containers": self.ssh(
-                host, "command -v docker >/dev/null && docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' "
-                "$(docker ps -aq) 2>/dev/null | sort || true"
+                host,
+                "command -v docker >/dev/null && docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' "
+                "$(docker ps -aq) 2>/dev/null | sort || true",
             ),
             "units": self.ssh(
-                host, "systemctl show docker containerd nftables haproxy callfleet-firewall 'stack@*' 'callfleet-keeper@*' "
-                "-p Id -p ActiveState -p ExecMainStartTimestampMonotonic -p MainPID -p UnitFileState 2>/dev/null"
+                host,
+                "systemctl show docker containerd nftables haproxy callfleet-firewall 'stack@*' 'callfleet-keeper@*' "
+                "-p Id -p ActiveState -p ExecMainStartTimestampMonotonic -p MainPID -p UnitFileState 2>/dev/null",
             ),
             "packages": self.ssh(host, "dpkg-query -W; apt-mark showhold"),
             "rules": self.ssh(host, "command -v nft >/dev/null && nft list table inet callfleet 2>/dev/null || true"),

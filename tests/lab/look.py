@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from callfleet.expected import Directory, File, Package, Stack, Unit
 from callfleet.site import load_site
 from facts.probe import parse, script
 from lab.model import Lab
-from tests.lab.fleet import Fleet
+from tests.lab.fleet import Converge, Fleet
 
 WINDOW = 20
 
@@ -66,6 +67,11 @@ def docker_events(fleet: Fleet) -> Iterator[list[str]]:
     for host in fleet.lab.hosts:
         lines = fleet.ssh(host, f"docker events --since {since[host.name]} --until $(date +%s.%N)").splitlines()
         found += [f"{host.name}: {line}" for line in lines]
+
+
+def failed_hosts(done: Converge) -> set[str]:
+    """Hosts on which an operation of a run failed; pyinfra's table counts the operations skipped after it too."""
+    return set(re.findall(r"^\s+\[(\S+)\]\s+Error: executed", done.output, re.MULTILINE))
 
 
 def leaks(lab: Lab, text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bare hosts: what `--dry` lists is what the first run does, it ends with everything serving, the second does nothing."""
+"""Bare hosts: what `--dry` lists is what the first run does, everything serves then, the second run does nothing."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-
 from tests.lab.fleet import STACK, Fleet
 
 SLOTS = 8
@@ -29,7 +28,7 @@ def test_holds_a_call_on_every_slot(fleet: Fleet) -> None:
 
 
 def burst(fleet: Fleet) -> tuple[int, int, list[dict[str, Any]]]:
-    """40 WebSocket starts through the ingress, and 40 background starts at the hosts' proxies: (accepted, refused, doubled)."""
+    """40 WebSocket starts at once through the ingress: (accepted, refused, doubled)."""
     began = time.time()
     with fleet.calls() as held:
         held.start(BURST)
@@ -76,7 +75,7 @@ def test_outbound_calls_do_not_hide_free_slots_from_the_ingress(fleet: Fleet) ->
 
 
 def test_a_request_above_a_small_buffer_still_finds_the_free_worker(fleet: Fleet) -> None:
-    """Three of four slots are busy; a 20 kB `/attach` is accepted, one above the declared largest body is refused as 413."""
+    """Three of four slots are busy: a 20 kB `/attach` is accepted, one above the declared largest body gets 413."""
     name = fleet.fleet_names[0]
     assert [a.status for a in fleet.attach(name, 3, seconds=10)] == [200] * 3
     assert [a.status for a in fleet.attach(name, 1, seconds=5, padding="x" * 20_000)] == [200]
@@ -162,7 +161,7 @@ def proxy_status(fleet: Fleet, host: str, backend: str) -> dict[str, str]:
     ask = (
         "python3 -c 'import socket; s=socket.socket(socket.AF_UNIX); "
         f's.connect("/run/{STACK}/proxy/admin.sock"); s.sendall(b"show stat\\n"); s.shutdown(1); '
-        "print(b\"\".join(iter(lambda: s.recv(65536), b\"\")).decode())'"
+        'print(b"".join(iter(lambda: s.recv(65536), b"")).decode())\''
     )
     rows = [line.split(",") for line in fleet.ssh(host, ask).splitlines() if line.startswith(f"{backend},")]
     return {row[1]: row[17] for row in rows if row[1] != "BACKEND"}
@@ -184,7 +183,7 @@ def test_a_full_host_stays_reachable_for_the_slot_that_frees(fleet: Fleet) -> No
 
 
 def test_the_checks_see_doubled_calls(fleet: Fleet) -> None:
-    """Control: with the stand-in's refusal off, the burst takes more than the free slots and doubled starts are counted.
+    """Control: with the stand-in's refusal off, more than the free slots are taken and doubled starts are counted.
 
     The same workers answer JSON with spaces: the proxy still reads their 0 calls.
     """

@@ -121,7 +121,7 @@ def serving_again(fleet: Fleet, name: str) -> None:
     """Until a host that was started has published every slot, which its own unit does without a run."""
     active = f"systemctl is-active stack@{STACK}.service || true"
     fleet.until(lambda: fleet.ssh(name, active).strip() == "active", 90, f"{name} is back")
-    fleet.until(lambda: [slot["word"] for slot in fleet.slots(name)] == ["idle"] * WORKERS, 30, f"slots of {name}")
+    fleet.until(lambda: [slot["state"] for slot in fleet.slots(name)] == ["idle"] * WORKERS, 30, f"slots of {name}")
 
 
 @contextmanager

@@ -1,0 +1,451 @@
+"""Convergence: changes under calls, hosts edited by hand, refused configurations, broken images, stopped services."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from ruamel.yaml import YAML
+
+from callfleet.credentials import Credentials
+from callfleet.desired import Context, expected_host
+from callfleet.expected import File
+from callfleet.plan import Change, Word
+from callfleet.script import script
+from callfleet.site import load_site
+from lab import hosts, registry
+from tests.lab.fleet import PYINFRA, ROOT, STACK, Converge, Fleet
+from tests.lab.look import differences, docker_events, failed_hosts, leaks, outside
+
+SLOTS = 8
+FOREIGN = "https://fleet.elsewhere.example.com"
+API = "http://127.0.0.1:8080/api/v1"
+CURL = "curl -fsS --max-time 20 -K /opt/stacks/cxb-app/secrets/api-curl.conf"
+
+
+def clean(fleet: Fleet) -> None:
+    """The next run finds nothing to do."""
+    done = fleet.converge()
+    assert (done.changed, done.planned) == (0, set()), done.output[-3000:]
+
+
+def workers(fleet: Fleet) -> set[str]:
+    """Every worker container of the site: host, name, id, start time."""
+    command = (
+        "docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' "
+        f"$(docker ps -q --filter label=callfleet.stack={STACK}) | grep worker"
+    )
+    return {f"{host} {line}" for host in fleet.fleet_names for line in fleet.ssh(host, command).splitlines()}
+
+
+def core_fleet(fleet: Fleet) -> list[str]:
+    """The API's list, as it says itself."""
+    return list(json.loads(fleet.ssh("hub", f"{CURL} {API}/settings/fleet"))["core_fleet"])
+
+
+def put_core_fleet(fleet: Fleet, urls: list[str]) -> None:
+    """Change the API's list by hand."""
+    body = json.dumps({"core_fleet": urls})
+    fleet.ssh("hub", f"{CURL} -X PUT -H 'Content-Type: application/json' -d '{body}' {API}/settings/fleet")
+
+
+def urls(fleet: Fleet) -> list[str]:
+    """The fleet hosts' URLs in the order of the site file."""
+    return [f"https://{name}.{fleet.lab.domain}" for name in fleet.fleet_names]
+
+
+def ingress_servers(fleet: Fleet) -> set[str]:
+    """Servers of the running ingress that may get calls."""
+    said = fleet.ssh(
+        "hub",
+        "python3 -c \"import socket; s=socket.socket(socket.AF_UNIX); s.connect('/run/callfleet-ingress/admin.sock'); "
+        "s.sendall(b'show servers state calls\\n'); print(s.makefile().read())\"",
+    )
+    return {line.split()[3] for line in said.splitlines() if line[:1].isdigit() and len(line.split()) > 3}
+
+
+@contextmanager
+def released(fleet: Fleet, image: str, tag: str) -> Iterator[None]:
+    """The release with one image pinned to what the registry holds under another tag; put back at the end."""
+    path = fleet.lab.inventory.with_suffix(".release.yml")
+    before = path.read_text()
+    yaml = YAML()
+    data = yaml.load(before)
+    digest = registry.remote_digest(fleet.lab, f"{image}:{tag}")
+    assert digest
+    data["images"][image] |= {"tag": tag, "digest": digest}
+    with path.open("w") as out:
+        yaml.dump(data, out)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@contextmanager
+def prompted(fleet: Fleet) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A run of pyinfra that waits at its prompt, and what it said until then."""
+    with subprocess.Popen(
+        [str(PYINFRA), f"inventories/{fleet.lab.site}.py", "deploy.py"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYINFRA_PROGRESS": "off"},
+    ) as run:
+        assert run.stdout is not None
+        yield run, _until(run.stdout, "Press enter to execute")
+
+
+def _until(stream: IO[str], text: str) -> str:
+    said = ""
+    while text not in said:
+        character = stream.read(1)
+        assert character, said[-3000:]
+        said += character
+    return said
+
+
+# Changes while calls are on
+
+
+def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
+    """8 calls on 8 slots: the run ends at once with 8 slots pending, no container is touched, no call has a gap.
+
+    Once the calls have ended another run finishes the slots, and the one after that finds nothing.
+    """
+    began, before = time.time(), workers(fleet)
+
+    def change(site: dict[str, Any]) -> None:
+        site["core"]["environment"]["GREETING"] = "hello"
+
+    with fleet.edited(change):
+        with fleet.calls() as held:
+            held.start(SLOTS)
+            assert held.wait_open() == SLOTS
+            done = fleet.converge()
+            assert len(done.pending) == SLOTS, done.output[-3000:]
+            assert all("on a call" in line for line in done.pending), done.pending
+            assert workers(fleet) == before
+            time.sleep(2)
+            held.stop()
+            assert held.report().clean, held.report().gaps[:5]
+        assert fleet.doubled(began) == []
+        fleet.wait_idle()
+        finished = fleet.converge()
+        assert finished.pending == []
+        assert not workers(fleet) & before
+        assert fleet.ssh("eu1-a", f"docker exec {STACK}-worker-3-1 printenv GREETING") == "hello\n"
+        clean(fleet)
+    assert fleet.converge().pending == []
+
+
+# Edited by hand
+
+
+def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
+    """What `--dry` lists, having written nothing, the next run does; a foreign URL in the API's list is kept."""
+    fleet.ssh(
+        "eu1-a",
+        f"""
+        echo '# a line by hand' >> /etc/sysctl.d/60-callfleet.conf
+        chmod 0644 /opt/stacks/{STACK}/secrets/worker.env
+        rm /etc/needrestart/conf.d/callfleet.conf
+        systemctl stop callfleet-keeper@{STACK}
+        systemctl disable -q stack@{STACK}
+        docker rm -f {STACK}-worker-2-1
+        nft add rule inet callfleet input tcp dport 9999 accept
+        apt-mark -qq unhold docker.io
+        """,
+    )
+    fleet.ssh("hub", "systemctl stop haproxy; docker rm -f cxb-app-cxb-console-1")
+    put_core_fleet(fleet, [FOREIGN, urls(fleet)[1]])
+
+    before = outside(fleet)
+    with docker_events(fleet) as events:
+        dry = fleet.pyinfra("--dry", "--diff")
+    assert dry.code == 0
+    assert differences(before, outside(fleet)) == []
+    assert [line for line in events if " container " in line and "exec_" not in line] == []
+    said = "\n".join(sorted(dry.planned))
+    for expected in (
+        "eu1-a: update file /etc/sysctl.d/60-callfleet.conf: content differs",
+        f"eu1-a: update file /opt/stacks/{STACK}/secrets/worker.env: mode 0644 instead of 0600",
+        "eu1-a: create file /etc/needrestart/conf.d/callfleet.conf: missing",
+        f"eu1-a: start unit callfleet-keeper@{STACK}.service: is inactive",
+        f"eu1-a: enable unit stack@{STACK}.service: is disabled",
+        f"eu1-a: create container {STACK}/worker-2: missing",
+        "eu1-a: load setting nftables table inet callfleet",
+        "eu1-a: hold package docker.io",
+        "hub: start unit haproxy.service: is inactive",
+        "hub: create container cxb-app/cxb-console: missing",
+        "hub: register setting core_fleet",
+    ):
+        assert expected in said, f"{expected}\nnot in\n{said}"
+    assert "eu1-b" not in said.replace("eu1-b.", "")
+    assert "-# a line by hand" in dry.output
+    assert leaks(fleet.lab, dry.output) == []
+
+    mended = fleet.converge()
+    assert mended.planned == dry.planned
+    assert core_fleet(fleet) == [FOREIGN, *urls(fleet)]
+    assert "9999" not in fleet.ssh("eu1-a", "nft list table inet callfleet")
+    assert "docker.io" in fleet.ssh("eu1-a", "apt-mark showhold").split()
+    clean(fleet)
+    put_core_fleet(fleet, urls(fleet))
+
+
+# Refused configurations
+
+
+def weak_certificate(name: str) -> bytes:
+    """A well-formed certificate with its key, too short for today's OpenSSL."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - that is the point
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+@contextmanager
+def replaced(path: Path, content: bytes) -> Iterator[None]:
+    """A file of the controller with other content; put back at the end."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "weak"])
+def test_a_refused_certificate_leaves_the_old_one_in_place(fleet: Fleet, kind: str) -> None:
+    """The run fails on the host that it is for and says why; files, proxy and calls there are what they were."""
+    name = f"calls.{fleet.lab.domain}"
+    bad = weak_certificate(name) if kind == "weak" else b"not a certificate\n"
+    before, pid = fleet.outside("hub"), fleet.ssh("hub", "systemctl show -p MainPID haproxy")
+    with fleet.calls() as held:
+        held.start(2)
+        assert held.wait_open() == 2
+        with replaced(fleet.lab.tls(f"{name}.pem"), bad):
+            done = fleet.pyinfra("-y")
+        held.stop()
+        assert held.report().clean
+    assert (done.code, failed_hosts(done)) == (1, {"hub"}), done.output[-3000:]
+    assert "(the old file stays in place)" in done.output
+    if kind == "weak":
+        assert "key too small" in done.output.lower().replace("_", " "), done.output[-3000:]
+    assert differences({"hub": before}, {"hub": fleet.outside("hub")}) == []
+    assert fleet.ssh("hub", "systemctl show -p MainPID haproxy") == pid
+    clean(fleet)
+
+
+def expected_file(fleet: Fleet, host: str, path: str) -> File:
+    """One declared file of a host."""
+    site = load_site(fleet.lab.inventory)
+    store = Credentials(site)
+    items = expected_host(Context(site, site.host(host), store.secret, store.credential)).items()
+    return next(item for item in items if isinstance(item, File) and item.path == path)
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "broken", "why"),
+    [
+        ("hub", "/etc/callfleet/ingress/haproxy.cfg", (b"balance roundrobin", b"balance by-feeling"), "balance"),
+        ("eu1-a", f"/opt/stacks/{STACK}/haproxy/haproxy.cfg", (b"mode http", b"mode telepathy"), "telepathy"),
+        ("eu1-a", f"/opt/stacks/{STACK}/compose.yml", (b"restart: always", b"restarts: always"), "restarts"),
+        ("eu1-a", "/etc/callfleet/firewall.nft", (b"policy drop", b"policy perhaps"), "syntax error"),
+    ],
+)
+def test_a_file_that_its_own_reader_refuses_never_replaces_the_old_one(
+    fleet: Fleet, host: str, path: str, broken: tuple[bytes, bytes], why: str
+) -> None:
+    """HAProxy on both kinds of host, Compose and nft each read the candidate; what was there stays, nothing is left."""
+    item = expected_file(fleet, host, path)
+    assert broken[0] in item.content
+    candidate = File(path, item.content.replace(*broken), item.mode, item.owner, item.group, check=item.check)
+    before = fleet.ssh(host, f"sha256sum {path}; ls -A {Path(path).parent}")
+    text = script([Change("file", path, Word.UPDATE, "for a test", candidate)])
+    done = hosts.run(fleet.lab.host(host), "sh -s", stdin=text, check=False)
+    assert done.returncode != 0
+    assert why in done.stderr
+    assert f"failed: check of {path} (the old file stays in place)" in done.stderr
+    assert fleet.ssh(host, f"sha256sum {path}; ls -A {Path(path).parent}") == before
+
+
+# A broken image
+
+
+def test_a_broken_worker_image_stops_at_the_first_slot(fleet: Fleet) -> None:
+    """Each host tries one slot, says which, why and its last lines; the other slots serve on.
+
+    A host that was not registered before is not registered; one that was stays so. The old pin repairs everything.
+    """
+    # For the hub, eu1-b is a host that it never had.
+    fleet.ssh("hub", 'sed -i \'s/"eu1-a",/"eu1-a"/; /"eu1-b"/d\' /etc/callfleet/site.json')
+    with released(fleet, "cxb-core-worker", "broken"):
+        failed = fleet.pyinfra("-y")
+    assert failed_hosts(failed) == set(fleet.fleet_names), failed.output[-3000:]
+    for name in fleet.fleet_names:
+        told = "\n".join(line for line in failed.output.splitlines() if f"[{name}]" in line)
+        assert "worker-1: " in told, told[-2000:]
+        assert "left unpublished" in told
+        states = [slot["state"] for slot in fleet.slots(name)]
+        assert states.count("idle") == 3, states
+    assert core_fleet(fleet) == urls(fleet)[:1]
+    assert ingress_servers(fleet) == {"eu1-a"}
+    with fleet.calls() as held:
+        held.start(3)
+        assert held.wait_open() == 3, held.report().as_json()["refused"]
+        held.stop()
+    fleet.wait_idle(60)
+    repaired = fleet.converge()
+    assert repaired.pending == []
+    assert core_fleet(fleet) == urls(fleet)
+    assert ingress_servers(fleet) == {"eu1-a", "eu1-b"}
+    clean(fleet)
+
+
+# Part of the site
+
+
+def test_a_limited_run_touches_that_host_alone(fleet: Fleet) -> None:
+    """A difference on two hosts, a run for one of them; a limit that matches nothing says so and does nothing."""
+    path = "/etc/sysctl.d/60-callfleet.conf"
+    for name in ("hub", "eu1-a"):
+        fleet.ssh(name, f"chmod 0600 {path}")
+    before = outside(fleet)
+    nothing = fleet.pyinfra("-y", "--limit", "eu9-z")
+    assert "No host matches found for --limit pattern: eu9-z" in nothing.output
+    assert differences(before, outside(fleet)) == []
+    first = fleet.converge("--limit", "eu1-a")
+    assert {line.partition(":")[0] for line in first.planned} == {"eu1-a"}
+    assert fleet.ssh("hub", f"stat -c %a {path}") == "600\n"
+    second = fleet.converge("--limit", "hub")
+    assert {line.partition(":")[0] for line in second.planned} == {"hub"}
+    assert core_fleet(fleet) == urls(fleet)
+    assert ingress_servers(fleet) == {"eu1-a", "eu1-b"}
+    clean(fleet)
+
+
+# A service that is down
+
+
+def test_results_of_calls_wait_while_the_api_is_down(fleet: Fleet) -> None:
+    """The plan shows the stopped API, a run starts it; calls that ended meanwhile arrive from the outbox, each once."""
+    name = fleet.fleet_names[0]
+    answers = fleet.attach(name, 2, seconds=3)
+    assert [answer.status for answer in answers] == [200, 200]
+    fleet.ssh("hub", "docker stop -t 2 cxb-app-cxb-api-1")
+    sessions = {json.loads(line)["session_id"] for line in _waiting(fleet, name, 2)}
+    dry = fleet.pyinfra("--dry")
+    assert "hub: start container cxb-app/cxb-api: is exited" in dry.planned, dry.output[-3000:]
+    fleet.converge()
+
+    def arrived() -> bool:
+        found = json.loads(fleet.ssh("hub", f"{CURL} {API}/call-results"))["results"]
+        return sessions <= {one["session_id"] for one in found}
+
+    fleet.until(arrived, 30, "the results are with the API")
+    assert fleet.ssh(name, f"ls /var/lib/{STACK}/outbox | grep -c -- '--' || true") == "0\n"
+    clean(fleet)
+
+
+def _waiting(fleet: Fleet, host: str, n: int) -> list[str]:
+    """The results in a host's outbox, once there are n."""
+    found: list[str] = []
+
+    def there() -> bool:
+        each = f"for f in /var/lib/{STACK}/outbox/*--*.json"
+        text = fleet.ssh(host, f"{each}; do [ -e $f ] && cat $f && echo; done; true")
+        found[:] = [line for line in text.splitlines() if line.strip()]
+        return len(found) == n
+
+    fleet.until(there, 30, f"{n} results wait in the outbox of {host}")
+    return found
+
+
+# Asked before it applies
+
+
+def test_without_an_answer_nothing_is_done(fleet: Fleet) -> None:
+    """Standard input closed and no -y: the plan, a sentence that says what to do, exit code 1, no traceback."""
+    path = "/etc/sysctl.d/60-callfleet.conf"
+    fleet.ssh("hub", f"chmod 0600 {path}")
+    done = fleet.pyinfra()
+    assert done.code == 1
+    assert f"hub: update file {path}: mode 0600 instead of 0644" in done.planned
+    assert "nobody can be asked here and -y was not given; nothing was changed" in done.output
+    assert "Traceback" not in done.output
+    assert "traceback" not in done.output
+    assert fleet.ssh("hub", f"stat -c %a {path}") == "600\n"
+
+
+def test_a_host_that_changed_after_its_plan_was_shown_is_refused(fleet: Fleet) -> None:
+    """Edited while the prompt waits: that host is left as it is with a clear message, the others are carried out."""
+    path, other = "/etc/sysctl.d/60-callfleet.conf", "/etc/systemd/journald.conf.d/callfleet.conf"
+    for name in ("hub", "eu1-a"):
+        fleet.ssh(name, f"chmod 0600 {path}")
+    with prompted(fleet) as (run, said):
+        fleet.ssh("eu1-a", f"chmod 0640 {other}")
+        rest, _ = run.communicate("\n", timeout=300)
+    done = Converge(run.returncode, said + rest, 0)
+    assert "[eu1-a]" in (refused := next(line for line in rest.splitlines() if "changed since the plan" in line))
+    assert "nothing was done here, run again" in refused
+    assert failed_hosts(done) == {"eu1-a"}
+    assert fleet.ssh("hub", f"stat -c %a {path}") == "644\n"
+    assert fleet.ssh("eu1-a", f"stat -c %a {path} {other}") == "600\n640\n"
+    again = fleet.converge()
+    assert {line.partition(":")[0] for line in again.planned} == {"eu1-a"}
+    clean(fleet)
+
+
+# Power
+
+
+def test_a_reboot_of_every_host_changes_nothing(fleet: Fleet) -> None:
+    """All hosts reboot at once: everything serves again by itself, and a run finds nothing to do."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(hosts.reboot, fleet.lab.hosts))
+
+    def serving() -> bool:
+        states = [slot["state"] for name in fleet.fleet_names for slot in fleet.slots(name)]
+        return states == ["idle"] * SLOTS and len(re.findall("running", _app_states(fleet))) == 6
+
+    fleet.until(serving, 120, "all slots idle and all services of the app host up")
+    clean(fleet)
+    with fleet.calls() as held:
+        held.start(SLOTS)
+        assert held.wait_open() == SLOTS, held.report().as_json()["refused"]
+        held.stop()
+
+
+def _app_states(fleet: Fleet) -> str:
+    return fleet.ssh("hub", "docker ps -a --format '{{.State}}' || true", check=False)
