@@ -13,6 +13,7 @@ from callfleet.pyinfra_adapter import StepError, follow, run_of, run_script
 from callfleet.script import script
 
 PULL_SECONDS = 1800.0
+LOCK_SECONDS = 120  # a host that has just booted may still be publishing its slots
 
 
 def converge_stack(host: Host, todo: ConcernPlan) -> None:
@@ -48,7 +49,8 @@ def _files_and_images(host: Host, changes: list[Change]) -> None:
 
 def _converge(host: Host, name: str) -> None:
     run = run_of(host)
-    lines = follow(host, f"callfleet-{name}-converge", f"/usr/local/sbin/slotctl converge {name} --json")
+    command = f"/usr/local/sbin/slotctl converge {name} --json --wait {LOCK_SECONDS}"
+    lines = follow(host, f"callfleet-{name}-converge", command)
     result = _result(lines)
     services = dict(result.get("services", {}))
     failed = [f"{service}: {one['detail']}" for service, one in services.items() if one["outcome"] == "failed"]

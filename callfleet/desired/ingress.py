@@ -98,6 +98,8 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
         ]
     values: dict[str, Any] = {
         "host": host.name,
+        # By name: a certificate that is no longer declared may still lie in the folder.
+        "certificates": [file.path for file in tls if file.path.startswith(f"{FOLDER}/tls/")],
         "port": host.ports.front,
         "ingress": ingress,
         "pools": pools,

@@ -35,6 +35,7 @@ class Host:
         self.root = root
         self.run_dir = root / "run" / NAME
         self.docker_dir = root / "docker"
+        self.started: list[subprocess.Popen[str]] = []
         self.docker_dir.mkdir()
         self.run_dir.mkdir(parents=True)
         (root / "opt/stacks" / NAME).mkdir(parents=True)
@@ -70,7 +71,8 @@ class Host:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "callfleet.onhost", words[0], NAME, *words[1:]]
-        return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+        self.started.append(subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True))
+        return self.started[-1]
 
     def states(self) -> dict[int, str]:
         return {n: slot.word.value for n, slot in observe(self.stack, Docker(self.stack)).items()}
@@ -114,6 +116,9 @@ class Host:
         return (self.run_dir / "cut").exists() or (self.docker_dir / "recreated-while-running").exists()
 
     def close(self) -> None:
+        for run in self.started:
+            run.kill()
+            run.wait()
         for value in self.containers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(value["pid"], signal.SIGKILL)
