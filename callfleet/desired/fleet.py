@@ -66,6 +66,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
                 "path": "/ws/{bot}",
                 "bot": site.calls.canary.bot,
                 "frames": site.calls.canary.frames,
+                "echo": site.calls.canary.echo,
                 "interval_seconds": 0.02,
                 "timeout_seconds": 10,
                 "busy_value": 1,

@@ -178,10 +178,11 @@ class Core(Variables):
 
 
 class Canary(Strict):
-    """The test call: to which bot, and how many frames of audio it must get through."""
+    """The test call: to which bot, how many frames it sends, and whether they must come back unchanged (`echo`)."""
 
     bot: Annotated[str, text(re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch, "a bot's id")] = "canary"
     frames: Annotated[int, whole(1, 1000)] = 10
+    echo: Boolean = True
 
 
 # The statuses HAProxy can retry on; a refusal with any other code would reach the caller although a worker is free.
