@@ -13,6 +13,7 @@ from callfleet.actual import (
     Engine,
     FileState,
     Image,
+    Os,
     PackageState,
     Proxy,
     Slot,
@@ -30,6 +31,7 @@ from callfleet.expected import (
     Images,
     Item,
     Package,
+    Requirement,
     Stack,
     Unit,
     sha256,
@@ -308,3 +310,20 @@ def test_a_change_prints_as_one_line_without_content() -> None:
     old = (container("proxy"), container("worker-1", config="c0"))
     (touched,) = changes(STACK, containers=old)
     assert str(touched) == "recreate container s/worker-1: made from another definition (idle: now)"
+
+
+@pytest.mark.parametrize(
+    ("system", "refused"),
+    [
+        (Os("debian", "13", "trixie"), ""),
+        (Os("debian", "12", "bookworm"), "found debian 12, expected debian 13. Set docker.source."),
+        (Os("fedora", "43", ""), "found fedora 43, expected debian 13. Set docker.source."),
+        (UNKNOWN, "could not be read: timed out"),
+    ],
+)
+def test_a_host_that_is_not_what_is_required_is_refused(system: Os | Unknown, refused: str) -> None:
+    """Nothing is made of it: the change is blocked and says what was found and what was expected."""
+    requirement = Requirement("system", "os", ("debian 13",), "Set docker.source.")
+    host = ExpectedHost("h", (Concern("baseline", (requirement,)),))
+    changes = plan(host, replace(Actual(), os=system)).changes
+    assert [(change.word, change.reason) for change in changes] == ([("blocked", refused)] if refused else [])

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from renderings import Dummies, expected
 from site_files import REPOSITORY, valid, write_site
 
 import callfleet.pyinfra_adapter as adapter
-from callfleet.actual import Actual, Os
+from callfleet.actual import Actual, Clock, Os
 from callfleet.credentials import opened, unreadable
 from callfleet.expected import Command, Concern, ExpectedHost, Item, Stack
 from callfleet.plan import ConcernPlan
@@ -464,3 +465,12 @@ def test_no_command_that_is_run_holds_a_secret(tmp_path: Path) -> None:
 def test_the_helper_for_one_concern_is_empty_where_a_host_has_none() -> None:
     """An operation that does not concern a host is a noop there."""
     assert adapter.HostPlan("x", ()).concern("fleet") == ConcernPlan("fleet", ())
+
+
+@pytest.mark.parametrize(("at", "skew"), [(1000, 0), (1009, 0), (940, 59), (1100, 90)])
+def test_a_clock_is_off_only_outside_of_the_time_in_which_it_was_asked(
+    at: int, skew: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked from 1000 to 1010 seconds: a slow answer is no wrong clock. Whole seconds leave one to doubt."""
+    monkeypatch.setattr("callfleet.pyinfra_adapter.time.time", lambda: 1010.0)
+    assert adapter._skew(replace(Actual(), clock=Clock(at, True)), 1000.0) == skew
