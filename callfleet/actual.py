@@ -486,7 +486,9 @@ def _decisive(actual: Actual) -> dict[str, object]:
 def _decisive_containers(containers: tuple[Container, ...] | Unknown) -> object:
     if isinstance(containers, Unknown):
         return containers
-    return sorted((c for c in containers if c.stack is not None), key=lambda c: (c.name, c.id))
+    # One that Docker will not start again is a former proxy: it ends by itself, with its last call.
+    ours = (c for c in containers if c.stack is not None and c.restart_policy != "no")
+    return sorted(ours, key=lambda c: (c.name, c.id))
 
 
 def _decisive_images(images: tuple[Image, ...] | Unknown) -> object:

@@ -339,7 +339,11 @@ def _stack(item: Stack, actual: Actual) -> list[Change]:
     if isinstance(containers, Unknown):
         return _blocked("containers", item.name, containers, item)
     slots = actual.stack_slots(item.name)
-    by_service = {container.service: container for container in containers}
+    # A proxy that was turned over has a former container, which ends with its last call: the wanted one counts.
+    by_service = {
+        container.service: container
+        for container in sorted(containers, key=lambda c: (_is_wanted(item, c), c.state == "running"))
+    }
     changes = []
     for service, digest in item.config.items():
         container = by_service.get(service)
@@ -361,6 +365,10 @@ def _stack(item: Stack, actual: Actual) -> list[Change]:
     return changes
 
 
+def _is_wanted(item: Stack, container: Container) -> bool:
+    return container.labels.get("callfleet.config") == item.config.get(str(container.service))
+
+
 def _service(
     item: Stack,
     service: str,
@@ -372,7 +380,8 @@ def _service(
     if container is None:
         return [Change("container", subject, Word.CREATE, "missing", item)]
     if container.labels.get("callfleet.config") != digest:
-        touched = _calls(service, slots) if item.kinds.get(service) == "slot" else ""
+        kind = item.kinds.get(service)
+        touched = _calls(service, slots) if kind == "slot" else "calls go on" if kind == "proxy" else ""
         return [Change("container", subject, Word.RECREATE, "made from another definition", item, touched)]
     if container.state != "running":
         return [Change("container", subject, Word.START, f"is {container.state}", item)]

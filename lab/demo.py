@@ -159,7 +159,7 @@ def row(lab: Lab, site: Site, host: Host) -> Row:
         return Row(host.name, "-", "-", "", docker, short(said(lab, host.name, "haproxy -v 2>/dev/null | head -1")))
     stack = site.brand.stack
     on = said(lab, host.name, f'slotctl status {stack} --json | grep -o \'"state": "on a call"\' | wc -l')
-    version = said(lab, host.name, f"docker exec {stack}-proxy-1 haproxy -v | head -1")
+    version = said(lab, host.name, "docker exec $(docker ps -q -f label=callfleet.service=proxy | head -1) haproxy -v")
     sessions = said(lab, host.name, f'grep \'"event": "start"\' /var/lib/{stack}/outbox/events.jsonl')
     return Row(host.name, str(host.workers), on, sessions, docker, short(version))
 

@@ -74,10 +74,14 @@ class Docker:
         words = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never"]
         self.change("compose", *self._project(), *words, *([] if recreate else ["--no-recreate"]), *services)
 
-    def start_all(self) -> None:
-        """Start everything that is down, replacing nothing; what stack@.service does at boot."""
-        words = ["up", "--detach", "--no-recreate", "--no-build", "--pull", "never"]
-        self.change("compose", *self._project(), *words)
+    def start_beside(self, service: str) -> None:
+        """A second container of a service, made as the project says now; the first is not touched."""
+        words = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never", "--no-recreate"]
+        self.change("compose", *self._project(), *words, "--scale", f"{service}=2", service)
+
+    def keep_stopped(self, container: Container) -> None:
+        """Docker will not start it again once it has ended."""
+        self.change("update", "--restart", "no", container.id)
 
     def stop(self, container: Container, signal: str | None = None, seconds: float | None = None) -> None:
         """Stop a container. Its own stop signal and grace unless told; afterwards Docker kills it."""

@@ -29,7 +29,7 @@ def up(run: Run) -> None:
             sockets.unlink(run.stack, n)
             sockets.remove_dead(run.stack, n)
     run.guard()
-    run.docker.start_all()
+    start_what_is_down(run)
     reasons: dict[int, str] = {}
 
     def all_out() -> bool:
@@ -41,6 +41,14 @@ def up(run: Run) -> None:
     for n in run.stack.numbers:
         outcome = Outcome.PENDING if n in reasons and not is_declared(run.stack, n) else Outcome.UNCHANGED
         run.settle(run.stack.service_of(n), outcome, reasons.get(n, "published"))
+
+
+def start_what_is_down(run: Run) -> None:
+    """Start what does not run, replacing nothing. What runs is not named: a proxy may have two containers."""
+    found = run.docker.containers()
+    every = [*run.stack.services, *(run.stack.service_of(n) for n in run.stack.numbers)]
+    if missing := [name for name in every if not any(one.running for one in found.get(name, []))]:
+        run.docker.start(missing, recreate=False)
 
 
 def down(run: Run) -> None:

@@ -66,19 +66,32 @@ def reload(proxy: Proxy, container: Container) -> None:
         time.sleep(0.1)
 
 
+def remember(proxy: Proxy) -> None:
+    """Write down which socket lies at the admin socket's path: another process that binds it puts another one there."""
+    _memory(proxy).write_text(_identity(proxy))
+
+
+def took_over(proxy: Proxy) -> bool:
+    """Another process than the remembered one has the admin socket, and it runs the wanted configuration."""
+    try:
+        before = _memory(proxy).read_text()
+        return _identity(proxy) != before and _running_or_none(proxy) == proxy.config_hash
+    except OSError:
+        return False
+
+
+def _memory(proxy: Proxy) -> Path:
+    return proxy.admin_socket.with_name("former-admin-socket")
+
+
+def _identity(proxy: Proxy) -> str:
+    found = proxy.admin_socket.stat()
+    return f"{found.st_dev} {found.st_ino} {found.st_ctime_ns}"
+
+
 def sessions(proxy: Proxy) -> int:
     """Connections through the proxy now, over its present and its former processes."""
     return sum(_sessions(say(proxy.master_socket, f"@!{pid} show stat")) for pid in _workers(proxy))
-
-
-def is_quiet(proxy: Proxy) -> bool:
-    """Nobody is connected through it, several times in a row."""
-    for reading in range(QUIET_READINGS):
-        if reading:
-            time.sleep(READINGS_APART_SECONDS)
-        if sessions(proxy):
-            return False
-    return True
 
 
 def _workers(proxy: Proxy) -> list[str]:

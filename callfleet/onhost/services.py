@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import Callable
 
@@ -12,6 +14,7 @@ from .errors import Interrupted, SlotError
 from .run import Outcome, Run
 from .stack import Proxy, Quiet, Service
 
+TAKE_OVER_SECONDS = 30.0
 QUIET_SECONDS = 5.0
 QUIET_APART_SECONDS = 1.0
 QUIET_LARGEST = 65536
@@ -44,20 +47,66 @@ def settle_guarded(run: Run, service: Service) -> None:
 
 
 def settle_proxy(run: Run, service: Service) -> None:
-    """The proxy runs from the wanted image with the wanted configuration; calls through it go on."""
-    running, spec, changed = _running(run, service.name), run.stack.proxy, False
+    """The proxy runs from the wanted image with the wanted configuration; calls through it go on.
+
+    A definition that changed while calls are on is started in a second container on the same port; the first then takes
+    no more connections and ends with its last one.
+    """
+    name, spec, changed = service.name, run.stack.proxy, False
+    running, former = _proxies(run, name)
     if running is None:
         run.guard()
-        _start(run, service.name)
+        _start(run, name)
         return
     if spec and spec.config_hash and haproxy.running_config(spec) != spec.config_hash:
-        changed = _reload(run, service.name, spec, running)
-    if running.config == run.stack.wanted(service.name):
-        run.settle(service.name, Outcome.CHANGED if changed else Outcome.UNCHANGED)
-    elif spec is None or not haproxy.is_quiet(spec):
-        run.settle(service.name, Outcome.PENDING, "left running: connections go through it")
+        changed = _reload(run, name, spec, running)
+    if former:
+        _let_go(run, name, spec, former)
+    elif running.config == run.stack.wanted(name):
+        run.settle(name, Outcome.CHANGED if changed else Outcome.UNCHANGED)
+    elif spec is None:
+        run.settle(name, Outcome.PENDING, "left running: it cannot be asked whether connections go through it")
     else:
-        _replace(run, running)
+        _turn_over(run, name, spec, running)
+
+
+def _proxies(run: Run, name: str) -> tuple[Container | None, list[Container]]:
+    """The container that takes connections, and those before it. What has ended beside a running one is removed."""
+    found = run.docker.containers().get(name, [])
+    running = sorted((c for c in found if c.running), key=lambda c: (c.config == run.stack.wanted(name), c.started))
+    if not running:
+        return None, []
+    for one in found:
+        if one.status in ("exited", "dead", "created"):
+            run.docker.remove(one)
+            run.changed(name, "former container removed", container=one.id[:12])
+    return running[-1], running[:-1]
+
+
+def _turn_over(run: Run, name: str, spec: Proxy, old: Container) -> None:
+    """Start the new one beside the old one, see that it took over, and let the old one go."""
+    run.guard()
+    haproxy.remember(spec)
+    run.docker.start_beside(name)
+    run.changed(name, "started beside the former one", config=run.stack.wanted(name))
+    _let_go(run, name, spec, [old])
+
+
+def _let_go(run: Run, name: str, spec: Proxy | None, former: list[Container]) -> None:
+    """Only once another process than the remembered one answers; a run that died in between is completed here."""
+    if spec is None or not run.wait_for(lambda: haproxy.took_over(spec), TAKE_OVER_SECONDS):
+        said = f"the second container did not take over within {TAKE_OVER_SECONDS:g} s"
+        raise SlotError(f"{said}; the former one serves on")
+    for one in former:
+        _retire(run, one)
+    run.settle(name, Outcome.CHANGED, "turned over; the former one ends with its last connection")
+
+
+def _retire(run: Run, old: Container) -> None:
+    """Close its listeners and let it end with its last connection. Not through Docker, which would call it stopped."""
+    run.docker.keep_stopped(old)
+    os.kill(old.pid, signal.SIGUSR1)
+    run.changed(old.service, "former container leaves", container=old.id[:12])
 
 
 def _reload(run: Run, name: str, spec: Proxy, running: Container) -> bool:

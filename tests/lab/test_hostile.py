@@ -66,7 +66,8 @@ def containers(fleet: Fleet, host: str) -> set[str]:
 
 def pid(fleet: Fleet, host: str, service: str) -> int:
     """The first process of a container, as the host numbers it."""
-    return int(fleet.ssh(host, f"docker inspect -f '{{{{.State.Pid}}}}' {STACK}-{service}-1"))
+    newest = f"docker ps -q --latest --filter label=callfleet.stack={STACK} --filter label=callfleet.service={service}"
+    return int(fleet.ssh(host, f"docker inspect -f '{{{{.State.Pid}}}}' $({newest})"))
 
 
 def unit(fleet: Fleet, host: str, name: str) -> str:
@@ -429,6 +430,40 @@ def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
         assert {event["worker"] for event in calm.events(host, began) if event["event"] == "start"} == {"1", "3", "4"}
     calm.ssh(host, f"slotctl ready {STACK} 2")
     calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the proxy sees the slot again")
+
+
+def test_a_new_proxy_definition_takes_over_beside_the_old_one(calm: Fleet) -> None:
+    """A full fleet, another definition of the proxies: a second one takes the port, the first ends with its calls.
+
+    The port answers all the time, no call has a gap, and nobody is sent to a busy worker.
+    """
+    host, began = calm.fleet_names[0], time.time()
+    first = proxies(calm, host)
+
+    def longer(site: dict[str, Any]) -> None:
+        site.setdefault("calls", {})["max_seconds"] = 700
+
+    with answering(calm, host) as codes:
+        with held(calm, "calls", SLOTS), calm.edited(longer):
+            assert len(calm.converge().pending) == SLOTS
+            assert len(proxies(calm, host)) == 2
+            with calm.calls(host) as burst:
+                burst.start(10)
+                assert burst.wait_open() == 0
+        calm.until(lambda: len(proxies(calm, host)) == 1, 30, "the first proxy ended with its last call")
+        assert proxies(calm, host).isdisjoint(first)
+        calm.wait_idle()
+        assert calm.converge().pending == []
+    assert set(codes) == {"200"}
+    assert calm.doubled(began) == []
+    calm.until(lambda: len(proxies(calm, host)) == 1, 30, "one proxy")
+    assert calm.converge().changed == 0
+
+
+def proxies(fleet: Fleet, host: str) -> set[str]:
+    """Ids of the proxy containers that run."""
+    ask = f"docker ps -q --filter label=callfleet.stack={STACK} --filter label=callfleet.service=proxy"
+    return set(fleet.ssh(host, ask).split())
 
 
 def health_answers(fleet: Fleet, host: str) -> bool:

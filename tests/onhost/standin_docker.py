@@ -67,13 +67,16 @@ def end(value, number):
 def compose(words):
     document = json.loads(Path(words[words.index("--file") + 1]).read_text())["services"]
     keep = "--no-recreate" in words
-    skip, names = {"never"}, []
+    beside = words[words.index("--scale") + 1] if "--scale" in words else ""
+    skip, names = {"never", beside}, []
     for word in words[words.index("up") + 1 :]:
         if not word.startswith("-") and word not in skip:
             names.append(word)
     for name in names or document:
         spec = document[name]
         mine = [c for c in held() if c["service"] == name]
+        if f"{name}=2" == beside:
+            mine = []
         if mine and (keep or mine[0]["label"] == spec["label"]):
             if not alive(mine[0]["pid"]):
                 launch(mine[0])
@@ -123,6 +126,8 @@ def main(words):
         inspect(words)
     elif words[0] == "stop":
         end(by_id[words[-1]], signal.SIGTERM)
+    elif words[0] == "update":
+        by_id[words[-1]]  # it must be there
     elif words[0] == "rm":
         if alive(by_id[words[-1]]["pid"]):
             sys.exit("container is running")

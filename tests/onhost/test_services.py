@@ -14,7 +14,7 @@ import pytest
 
 from callfleet.onhost import services
 
-from .conftest import Host
+from .conftest import Host, wait_until
 
 STAT = "# pxname,svname,qcur,qmax,scur\nfe,FRONTEND,,,{0}\nworkers,w1,0,0,0\nworkers,BACKEND,0,0,{0}\n\n"
 PROC = "#<PID> <type> <reloads>\n10 master 1\n# workers\n11 worker 0\n# old workers\n9 worker 1\n"
@@ -115,19 +115,35 @@ def test_a_reload_that_did_not_take_is_a_failure(
     assert with_proxy(host, "h2") == 1
 
 
-def test_a_proxy_with_connections_is_not_replaced_even_if_only_an_old_process_has_them(
-    host: Host, proxy: FakeProxy
+def test_another_definition_is_started_beside_the_proxy_which_then_leaves(
+    host: Host, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The present process says 0 after a reload; the former one still has the call. Pending; replaced when it ends."""
+    """The second container takes over; only then the first gets the signal by which it ends with its last call."""
     with_proxy(host)
-    pid, proxy.sessions["9"] = host.pid("proxy"), 1
-    assert with_proxy(host, label="b") == 3
-    assert host.pid("proxy") == pid
-    proxy.sessions["9"] = 0
+    first = host.containers()[0]
+    monkeypatch.setattr("callfleet.onhost.proxy.took_over", lambda *_: True)
     assert with_proxy(host, label="b") == 0
-    assert host.pid("proxy") != pid
+    calls = host.docker_calls()
+    beside = next(n for n, call in enumerate(calls) if "--scale proxy=2" in call)
+    assert "--no-recreate" in calls[beside]
+    assert f"update --restart no {first['id']}" in calls[beside:]
     assert not host.was_cut()
-    assert not any("--signal" in call for call in host.changes()), "its own stop signal lets connections end"
+    assert not any(call.startswith("stop") for call in calls), "Docker would count it as stopped by hand"
+    wait_until(lambda: not Path(f"/proc/{first['pid']}/exe").exists())
+    assert with_proxy(host, label="b") == 0
+    assert [c["label"] for c in host.containers()] == ["b"]
+
+
+def test_a_proxy_that_does_not_take_over_leaves_the_former_one_serving(
+    host: Host, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody but the first answers at the admin socket: failed, said, and the first is not signalled."""
+    with_proxy(host)
+    first = host.pid("proxy")
+    monkeypatch.setattr("callfleet.onhost.services.TAKE_OVER_SECONDS", 0.5)
+    assert with_proxy(host, label="b") == 1
+    assert Path(f"/proc/{first}/exe").exists()
+    assert not any(call.startswith("update") for call in host.docker_calls())
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
