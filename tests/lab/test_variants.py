@@ -20,7 +20,8 @@ from tests.lab.conftest import NAME, lab_command
 from tests.lab.fleet import Converge, Fleet
 from tests.lab.look import differences, docker_events, failed_hosts, outside
 
-FIRST_BRAND = "cxb|cx bridge|cxbridge"
+# Long enough that no random secret or certificate holds one by chance.
+FIRST_BRAND = "cxb-|cxb_|cxbcore|cx ?bridge"
 VOX = "vox-fleet"
 
 
@@ -107,7 +108,8 @@ def test_another_brand_serves_and_bears_no_name_of_the_first(vox: Fleet) -> None
     for host in vox.lab.hosts:
         found = vox.ssh(
             host,
-            f"grep -rliE '{FIRST_BRAND}' /etc/callfleet /opt/stacks /etc/tmpfiles.d /usr/local "
+            f"grep -rliE --exclude='*.pem' --exclude=config.json '{FIRST_BRAND}' "
+            "/etc/callfleet /opt/stacks /etc/tmpfiles.d /usr/local "
             "$(find /etc/systemd/system -name '*callfleet*' -o -name 'stack@*') 2>/dev/null; "
             f"find /etc/callfleet /opt/stacks /run /var/lib/vox* -xdev 2>/dev/null | grep -iE '{FIRST_BRAND}'; "
             f"docker inspect $(docker ps -aq) | grep -iE '{FIRST_BRAND}'; true",
