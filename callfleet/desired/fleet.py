@@ -113,7 +113,7 @@ def _proxy_check(context: Context, folder: str) -> str:
     return (
         f"docker run --rm --network none --user 0:0 -v {folder}/haproxy:/usr/local/etc/haproxy:ro "
         f"-v {folder}/tls:/etc/callfleet/tls:ro --entrypoint haproxy {image} "
-        '-c -f "/usr/local/etc/haproxy/$(basename {path})"'
+        '-c -dW -f "/usr/local/etc/haproxy/$(basename {path})"'
     )
 
 
