@@ -7,7 +7,6 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from callfleet.expected import config_hash, sha256
 from callfleet.secrets import SecretRef
 from callfleet.site import Host, Site
 
@@ -39,6 +38,3 @@ class Context:
         """Keyed digest of secret bytes, fit for a label that everyone with Docker access may read."""
         key = hashlib.sha256(b"callfleet fingerprint:" + self.secret("core_secret").encode()).digest()
         return hmac.new(key, data, hashlib.sha256).hexdigest()
-
-
-__all__ = ["Context", "config_hash", "sha256"]

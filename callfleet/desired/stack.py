@@ -9,7 +9,8 @@ from typing import Any
 
 from callfleet.desired.context import Context
 from callfleet.desired.docker import AUTH_DIR
-from callfleet.expected import Absent, Concern, Directory, File, Images, Item, Package, Stack, Unit, config_hash
+from callfleet.desired.program import SOURCE, TARGET
+from callfleet.expected import Concern, Directory, File, Images, Item, Stack, Unit, config_hash
 from callfleet.templates import render
 
 
@@ -137,9 +138,4 @@ def _env_name(service: str) -> str:
 
 def program_files() -> tuple[str, ...]:
     """Files that the keeper must have been started after."""
-    from callfleet.desired.program import SOURCE, TARGET
-
     return tuple(f"{TARGET}/{path.name}" for path in sorted(SOURCE.glob("*.py")))
-
-
-__all__ = ["LOGGING", "Absent", "Package", "Service", "project"]
