@@ -1,7 +1,8 @@
 """The order of a converge, one call a line. Run it: pyinfra inventories/<site>.py deploy.py"""
 
-from operations import app, baseline, docker, firewall, fleet, ingress, mark, program, registration, verify
+from operations import app, baseline, docker, firewall, fleet, ingress, lock, mark, program, registration, verify
 
+lock.take(name="Lock")
 baseline.prepare(name="Host baseline")
 docker.engine(name="Docker engine")
 program.lay_down(name="Slot program and units")
@@ -14,3 +15,4 @@ registration.core_fleet(name="Register with the API")
 registration.dialler(name="Register with the Dialler")
 mark.write(name="Mark")
 verify.site(name="Verify")
+lock.give_back(name="Unlock")

@@ -1,5 +1,6 @@
-"""The one module that knows pyinfra's internals. Contract tests in tests/test_pyinfra_adapter.py pin what it leans on.
+"""A run of pyinfra: what each host is, what it needs, and the operations that carry it out.
 
+Only the modules named `pyinfra_*` know pyinfra's internals; tests/test_pyinfra_adapter.py pins what they lean on.
 A run keeps one record: per host the site, one snapshot, one plan. Operations ask it for the changes of their concern
 and get the same answer while pyinfra prepares and while it executes, so what is listed is what is done. Between the
 two, a host that has changes is probed again and refused if it is no longer what the plan was made for.
@@ -14,13 +15,11 @@ import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import gevent
 from pyinfra import context, logger
-from pyinfra.api import FunctionCommand, StringCommand
-from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api import FunctionCommand
 from pyinfra.api.host import Host as PyinfraHost
 from pyinfra.api.state import State
 
@@ -32,15 +31,14 @@ from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
 from callfleet.expected import Command, Directory, File, Package, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
+from callfleet.pyinfra_remote import StepError, ensure_locked, is_locked, read_files, release, run_script, tell
 from callfleet.script import script
 from callfleet.site import Site, load_site
 from facts.probe import Probe
 
 PROBE_SECONDS = 60.0
 STARTED_SECONDS = 20.0  # until a service that this run has just started can be asked
-STEP_SECONDS = 1800.0
 SKEW_SECONDS = 30.0
-FOLLOW_SECONDS = 900.0
 
 
 def _end_clearly_without_an_answer() -> None:
@@ -60,10 +58,6 @@ def _end_clearly_without_an_answer() -> None:
 
 
 _end_clearly_without_an_answer()
-
-
-class StepError(CallfleetError):
-    """A step on a host failed; the message is for the operator."""
 
 
 @dataclass
@@ -194,8 +188,8 @@ def _tune(host: PyinfraHost) -> None:
 # Deciding
 
 
-def _registered(host: PyinfraHost) -> frozenset[str]:
-    """Fleet hosts that may get calls: while planning those of this run, then those whose canary call succeeded.
+def _registered(host: PyinfraHost, hopeful: bool) -> frozenset[str]:
+    """Fleet hosts that may get calls: hopefully all those of this run, else those whose canary call succeeded.
 
     A host that is not in this run keeps what it has: registered if this host has it registered.
     """
@@ -209,7 +203,7 @@ def _registered(host: PyinfraHost) -> frozenset[str]:
         name = fleet_host.name
         if name not in active:
             passed = name in before
-        elif not state.is_executing:
+        elif hopeful:
             passed = True
         else:
             other = runs.get(name)
@@ -241,10 +235,13 @@ def changes(host: PyinfraHost, name: str) -> ConcernPlan:
     return host_plan(host).concern(name)
 
 
-def host_plan(host: PyinfraHost) -> HostPlan:
-    """All changes of a host, from the snapshot of this run and those fleet hosts that may be registered by now."""
+def host_plan(host: PyinfraHost, *, hopeful: bool = False) -> HostPlan:
+    """All changes of a host, from the snapshot of this run and those fleet hosts that may be registered by now.
+
+    `hopeful`: as if every canary call were going to succeed, which is what a plan shows.
+    """
     run, actual = run_of(host), snapshot(host)
-    registered, before = _registered(host), _registered_before(host)
+    registered, before = _registered(host, hopeful or not host.state.is_executing), _registered_before(host)
     known = run.planned
     # Every operation asks, and rendering a whole host each time was two thirds of the controller's work.
     same = known is not None and known.snapshot is actual
@@ -280,13 +277,45 @@ def carry_out(
     yield FunctionCommand(_carry_out, (name, act or run_changes), {})
 
 
-def decide(host: PyinfraHost) -> tuple[HostPlan | None, str]:
+def locked() -> Generator[FunctionCommand, None, None]:
+    """The first operation: a host that has changes is locked before anything is written on any host."""
+    host: PyinfraHost = context.host
+    decided, error = decide(host, hopeful=True)
+    if decided is None:
+        yield FunctionCommand(fail, (error,), {})
+    elif decided.changes:
+        yield FunctionCommand(_lock, (), {})
+    else:
+        host.noop("nothing to change here")
+
+
+def _lock(state: State, host: PyinfraHost) -> bool:
+    try:
+        ensure_locked(host)
+        _still_as_planned(host, run_of(host))
+    except CallfleetError as error:
+        return fail(state, host, str(error))
+    return True
+
+
+def unlocked() -> Generator[FunctionCommand, None, None]:
+    """The last operation: the lock is given back."""
+    host: PyinfraHost = context.host
+    decided, _ = decide(host)
+    executing = host.state.is_executing
+    if not (is_locked(host) if executing else decided is not None and decided.changes):
+        host.noop("nothing was locked here")
+        return
+    yield FunctionCommand(lambda state, host: release(host), (), {})
+
+
+def decide(host: PyinfraHost, *, hopeful: bool = False) -> tuple[HostPlan | None, str]:
     """All changes of a host, or why they cannot be told. Never raises: that would stop the run for every host."""
     try:
         run, actual = run_of(host), snapshot(host)
         if run.error:
             return None, run.error
-        decided = host_plan(host)
+        decided = host_plan(host, hopeful=hopeful)
         if decided.changes and not host.state.is_executing and not run.planned_fingerprint:
             run.planned_fingerprint = actual.fingerprint()
     except CallfleetError as error:
@@ -300,6 +329,7 @@ def decide(host: PyinfraHost) -> tuple[HostPlan | None, str]:
 def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[PyinfraHost, ConcernPlan], None]) -> bool:
     run = run_of(host)
     try:
+        ensure_locked(host)
         _still_as_planned(host, run)
         todo = changes(host, name)
         _show(host, todo)
@@ -310,14 +340,14 @@ def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[Pyinfr
             act(host, todo)
         run.carried_out += todo.changes
     except CallfleetError as error:
-        _say(host, logger.error, f"{name}: {error}", "red")
+        tell(host, logger.error, f"{name}: {error}", "red")
         return False
     return True
 
 
 def fail(state: State, host: PyinfraHost, reason: str) -> bool:
     """Fails this host's operation, and no other host's, with a reason."""
-    _say(host, logger.error, reason, "red")
+    tell(host, logger.error, reason, "red")
     return False
 
 
@@ -383,103 +413,6 @@ def run_changes(host: PyinfraHost, todo: ConcernPlan) -> None:
     run_script(host, script(todo.changes))
 
 
-# Acting
-
-
-def run_script(host: PyinfraHost, text: str, *, seconds: float = STEP_SECONDS) -> str:
-    """Run a shell script that travels on standard input; its output. Raises StepError with what it said."""
-    arguments, _ = pop_global_arguments(host.state, host, {})
-    connector = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS}
-    connector["_stdin"] = text
-    try:
-        with gevent.Timeout(seconds, exception=TimeoutError):
-            good, output = host.run_shell_command(StringCommand("sh", "-s"), **connector)
-    except TimeoutError:
-        raise StepError(f"no end within {seconds:.0f} s; what was started goes on, run again to see") from None
-    except Exception as error:  # the link died, or the server refused the channel
-        raise StepError(f"the connection failed: {error}") from error
-    if not good:
-        said = [line for line in output.stderr_lines if line.strip()][-8:] or output.stdout_lines[-8:]
-        raise StepError("\n".join(said) or "the step failed without a word")
-    return "\n".join(output.stdout_lines)
-
-
-def read_files(host: PyinfraHost, paths: list[str]) -> dict[str, bytes]:
-    """Content of text files, for diffs; a file that cannot be read is left out."""
-    import base64
-    import shlex
-
-    quoted = " ".join(shlex.quote(path) for path in paths)
-    listing = run_script(
-        host, f'for f in {quoted}; do printf "%s " "$f"; base64 -w0 < "$f" 2>/dev/null; echo; done', seconds=60
-    )
-    found = {}
-    for line in listing.splitlines():
-        path, _, encoded = line.rpartition(" ")
-        found[path] = base64.b64decode(encoded)
-    return found
-
-
-def follow(host: PyinfraHost, unit: str, command: str, *, seconds: float = FOLLOW_SECONDS) -> list[str]:
-    """Start `command` as a transient unit and read its output to its end; it goes on when the link dies.
-
-    Returns its output lines; raises StepError when it fails with another code than 0 or 3 (pending).
-    """
-    log = f"/run/callfleet/{unit}.log"
-    run_script(
-        host,
-        f"mkdir -p /run/callfleet; rm -f {log}\n"
-        f"systemd-run --quiet --collect --unit={unit} -p StandardOutput=append:{log} -p StandardError=append:{log} "
-        f'sh -c \'{command}; echo "{{\\"exit\\": $?}}"\'',
-        seconds=60,
-    )
-    lines: list[str] = []
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        text = run_script(
-            host,
-            f"for _ in 1 2 3 4 5 6 7 8; do n=$(wc -l < {log} 2>/dev/null || echo 0); "
-            f'[ "$n" -gt {len(lines)} ] && break; '
-            f"systemctl -q is-active {unit}.service || break; sleep 0.25; done\n"
-            f"gone=; systemctl -q is-active {unit}.service || gone=1\n"
-            f'tail -n +{len(lines) + 1} {log}; [ -z "$gone" ] || echo \'{{"gone": true}}\'',
-            seconds=60,
-        )
-        fresh = text.splitlines()
-        gone = bool(fresh) and fresh[-1] == '{"gone": true}'
-        lines += fresh[:-1] if gone else fresh
-        if any(line.startswith('{"exit"') for line in lines[-1:]):
-            return lines
-        if gone:
-            raise StepError(f"{unit} ended without a result: {' '.join(lines[-3:])}")
-    raise StepError(f"{unit} is still running after {seconds:.0f} s; it goes on by itself, run again to see its end")
-
-
-def _say(host: PyinfraHost, log: Callable[[str], Any], text: str, colour: str) -> None:
-    for line in text.splitlines() or [""]:
-        host.log_styled(line, fg=colour, log_func=log)
-
-
-def say(host: PyinfraHost, text: str, colour: str = "yellow") -> None:
-    """A line for the operator, under the host's name."""
-    _say(host, logger.info, text, colour)
-
-
-def connect_afresh(host: PyinfraHost) -> str:
-    """Open a second SSH connection by the same settings and run nothing; why it failed, empty if it did not."""
-    connector = host.connector
-    kwargs = connector.make_paramiko_kwargs()  # type: ignore[attr-defined]
-    client = type(connector.client)()  # type: ignore[attr-defined]
-    try:
-        with gevent.Timeout(15, exception=TimeoutError):
-            client.connect(kwargs.pop("hostname"), **kwargs)
-    except Exception as error:  # whatever it is, it means that nobody else gets in either
-        return f"{type(error).__name__}: {error}"
-    finally:
-        client.close()
-    return ""
-
-
 def look_again(host: PyinfraHost) -> list[Change]:
     """Probe once more and plan once more: what is left to do. Raises StepError when the host does not answer."""
     run = run_of(host)
@@ -497,7 +430,7 @@ def half_registrations(host: PyinfraHost) -> list[str]:
     site = run_of(host).context.site
     active = {one.name for one in host.state.inventory.get_active_hosts()}
     here = run_of(host).context.host
-    names = sorted(_registered(host) - _registered_before(host))
+    names = sorted(_registered(host, hopeful=False) - _registered_before(host))
     lines = []
     missing_ingress = [one.name for one in site.ingress_hosts if one.name not in active]
     app = site.app_host

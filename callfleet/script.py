@@ -20,6 +20,12 @@ umask 077
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive DOCKER_CONFIG=/etc/callfleet/docker
 at() { step=$1; }
 die() { code=$?; echo "failed: $step" >&2; exit "${1:-$code}"; }
+did() {
+  [ -n "${CALLFLEET_WHO:-}" ] || return 0
+  line='{"at": "%s", "who": "%s", "plan": "%s", "what": "%s", "kind": "%s", "subject": "%s"}'
+  mkdir -p /etc/callfleet && printf "$line\\n" "$(date -u +%FT%TZ)" "$CALLFLEET_WHO" "$CALLFLEET_PLAN" "$@" \
+    >> /etc/callfleet/journal.jsonl || die
+}
 step=begin
 """
 
@@ -59,6 +65,7 @@ def script(changes: Iterable[Change]) -> str:
                     parts.append(f"at {_q(f'{change.word} {item.subject}')}\n(\n{item.script}\n) </dev/null || die\n")
             case _:
                 raise TypeError(f"{change} is carried out by its own operation")
+        parts.append(f"did {change.word} {change.kind} {_q(change.subject)}\n")
     if reload_pending:
         parts.append("at 'daemon-reload'\nsystemctl daemon-reload || die\n")
     return "".join(parts)

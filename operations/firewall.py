@@ -10,7 +10,8 @@ from pyinfra.api.host import Host
 from callfleet.desired.firewall import RULES
 from callfleet.expected import Command
 from callfleet.plan import ConcernPlan
-from callfleet.pyinfra_adapter import StepError, carry_out, connect_afresh, run_script
+from callfleet.pyinfra_adapter import carry_out
+from callfleet.pyinfra_remote import StepError, connect_afresh, run_script
 from callfleet.script import script
 
 LOADED = "/etc/callfleet/firewall.loaded"

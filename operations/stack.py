@@ -9,7 +9,8 @@ from pyinfra.api.host import Host
 
 from callfleet.expected import Images, Stack
 from callfleet.plan import Change, ConcernPlan
-from callfleet.pyinfra_adapter import StepError, follow, run_of, run_script
+from callfleet.pyinfra_adapter import run_of
+from callfleet.pyinfra_remote import StepError, run_script
 from callfleet.script import script
 
 PULL_SECONDS = 1800.0
@@ -49,8 +50,9 @@ def _files_and_images(host: Host, changes: list[Change]) -> None:
 
 def _converge(host: Host, name: str) -> None:
     run = run_of(host)
-    command = f"/usr/local/sbin/slotctl converge {name} --json --wait {LOCK_SECONDS}"
-    lines = follow(host, f"callfleet-{name}-converge", command)
+    # Its own code says pending or failed too; what it did for each service stands in its result.
+    command = f'/usr/local/sbin/slotctl converge {name} --json --wait {LOCK_SECONDS} --fence "$CALLFLEET_FENCE"'
+    lines = run_script(host, f"{command}\nprintf '{{\"exit\": %s}}\\n' $?")
     result = _result(lines)
     services = dict(result.get("services", {}))
     failed = [f"{service}: {one['detail']}" for service, one in services.items() if one["outcome"] == "failed"]

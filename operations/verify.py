@@ -10,7 +10,8 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from callfleet.errors import CallfleetError
-from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, run_of, say
+from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, run_of
+from callfleet.pyinfra_remote import say
 
 
 @operation()
