@@ -199,10 +199,6 @@ class SlotWord(StrEnum):
     UNPUBLISHED = "unpublished"
     UNKNOWN = "unknown"
 
-    @property
-    def stoppable(self) -> bool:
-        return self in (SlotWord.DRAINED, SlotWord.DEAD, SlotWord.UNPUBLISHED)
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:

@@ -111,7 +111,7 @@ renew
 def release(owner: Owner) -> str:
     """Script that gives the lock back; it does nothing where the lock is no longer ours."""
     return f"""{_COMMON}flock -w {GUARD_SECONDS} 9 || exit 1
-[ "$(get token)" != {shlex.quote(owner.token)} ] || rm -f {FILE}
+[ "$(get token)" != {shlex.quote(owner.token)} ] || rm -rf {FILE} {STEPS}
 """
 
 

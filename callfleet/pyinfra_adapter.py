@@ -8,6 +8,7 @@ two, a host that has changes is probed again and refused if it is no longer what
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -23,9 +24,11 @@ from pyinfra.api import FunctionCommand
 from pyinfra.api.host import Host as PyinfraHost
 from pyinfra.api.state import State
 
+from callfleet import __version__
 from callfleet.actual import Actual, ProbeRequest, Unknown
 from callfleet.credentials import opened
 from callfleet.desired import Context, expected_host
+from callfleet.desired.ingress import ADMIN_SOCKET
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
@@ -37,6 +40,7 @@ from callfleet.site import Site, load_site
 from facts.probe import Probe
 
 PROBE_SECONDS = 60.0
+CHECKED_SECONDS = 20.0  # until the ingress has checked a server that is new to it, several times
 STARTED_SECONDS = 20.0  # until a service that this run has just started can be asked
 SKEW_SECONDS = 30.0
 
@@ -74,6 +78,7 @@ class HostRun:
     carried_out: list[Change] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
     canary: bool | None = None
+    registered_at_first: frozenset[str] = frozenset()
     planned: Planned | None = None
 
 
@@ -315,7 +320,11 @@ def decide(host: PyinfraHost, *, hopeful: bool = False) -> tuple[HostPlan | None
         run, actual = run_of(host), snapshot(host)
         if run.error:
             return None, run.error
+        if newer := _newer(actual):
+            return None, f"{newer} wrote this host, and this is {__version__}: upgrade callfleet here, then run again"
         decided = host_plan(host, hopeful=hopeful)
+        if not run.carried_out:
+            run.registered_at_first = _registered_before(host)
         if decided.changes and not host.state.is_executing and not run.planned_fingerprint:
             run.planned_fingerprint = actual.fingerprint()
     except CallfleetError as error:
@@ -324,6 +333,19 @@ def decide(host: PyinfraHost, *, hopeful: bool = False) -> tuple[HostPlan | None
         logger.debug(traceback.format_exc())
         return None, f"what this host needs could not be decided: {type(error).__name__}: {error}"
     return decided, ""
+
+
+def _newer(actual: Actual) -> str:
+    """The version that wrote the host's mark, if it is newer than this one: its files may mean what we cannot know."""
+    mark = actual.site
+    if mark is None or isinstance(mark, Unknown):
+        return ""
+    said = str(mark.get("callfleet", ""))
+    return f"callfleet {said}" if _version(said) > _version(__version__) else ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[PyinfraHost, ConcernPlan], None]) -> bool:
@@ -420,6 +442,36 @@ def look_again(host: PyinfraHost) -> list[Change]:
     if run.error:
         raise StepError(run.error)
     return list(host_plan(host).changes)
+
+
+def not_reached(host: PyinfraHost) -> list[str]:
+    """Servers that this run registered with the ingress on `host`, and that its own health check does not reach.
+
+    To be asked after `look_again`. Waits for the checks of servers that are new.
+    """
+    run = run_of(host)
+    fresh = _registered(host, hopeful=False) - run.registered_at_first
+    if "ingress" not in run.context.host.roles or not fresh:
+        return []
+    deadline = time.monotonic() + CHECKED_SECONDS
+    while (lines := _down(run, fresh)) and time.monotonic() < deadline:
+        gevent.sleep(1)
+        run.snapshot = _probe(host, run)
+        if run.error:
+            raise StepError(run.error)
+    return lines
+
+
+def _down(run: HostRun, names: frozenset[str]) -> list[str]:
+    proxy = None if run.snapshot is None else run.snapshot.proxy(ADMIN_SOCKET)
+    if proxy is None or isinstance(proxy, Unknown):
+        return ["the ingress does not say which fleet hosts it reaches"]
+    hint = "look at its certificates, its firewall and /health/fleet"
+    return [
+        f"the ingress does not reach {one.name} ({one.backend}: {one.status}): {hint}"
+        for one in proxy.servers
+        if one.name in names and not one.status.startswith("UP")
+    ]
 
 
 def half_registrations(host: PyinfraHost) -> list[str]:

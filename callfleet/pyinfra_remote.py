@@ -37,6 +37,10 @@ class StepError(CallfleetError):
     """A step on a host failed; the message is for the operator."""
 
 
+class LockedError(StepError):
+    """Another run is at work on the host."""
+
+
 # Scripts
 
 
@@ -162,10 +166,10 @@ def ensure_locked(host: PyinfraHost) -> Held:
         return _held[host]
     if run.refused:
         names = ", ".join(sorted(run.refused))
-        raise StepError(f"{names} could not be locked, so nothing is done here either; run again once it is free")
+        raise LockedError(f"{names}: another run is at work there, so nothing is done here either; run again after it")
     try:
         owner, fence = _take(host, run)
-    except StepError as error:
+    except LockedError as error:
         run.refused[host.name] = str(error)
         raise
     _held[host] = Held(owner, fence, gevent.spawn(_keep_alive, host, owner))
@@ -211,13 +215,13 @@ def _take(host: PyinfraHost, run: Run) -> tuple[lock.Owner, int]:
                 say(host, f"took over the lock of {other}, which ended without giving it back")
             return owner, mine.fence
         if other is None:
-            raise StepError("a step of an earlier run is still going on here; wait for its end, then run again")
+            raise LockedError("a step of an earlier run is still going on here; wait for its end, then run again")
         if _is_dead(other.owner):
             dead = other.owner.token
             continue
         renewed = seen is not None and (other.owner.token != seen.owner.token or other.expires > seen.expires)
         if renewed or time.monotonic() > until:
-            raise StepError(f"{other} is at work on this host; nothing was done here. Wait for it, then run again")
+            raise LockedError(f"{other} is at work on this host; nothing was done here. Wait for it, then run again")
         if seen is None:
             say(host, f"locked by {other}; waiting up to {other.expires - other.now} s to see if it is alive")
         seen = seen or other

@@ -18,13 +18,13 @@ from callfleet.errors import SiteError
 FORMAT = 1
 
 ImageName = Annotated[
-    str, text(re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*").fullmatch, "an image name such as cxb-core-worker")
+    str, text(re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*").fullmatch, "an image name such as core-worker")
 ]
 Repository = Annotated[
     str,
     text(
         re.compile(r"([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*").fullmatch,
-        "a repository in lower case, without tag or digest, such as cxb/core-worker",
+        "a repository in lower case, without tag or digest, such as team/core-worker",
     ),
 ]
 Tag = Annotated[

@@ -32,8 +32,13 @@ step=begin
 APT = "-o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o APT::Keep-Downloaded-Packages=true"
 
 
-def script(changes: Iterable[Change]) -> str:
-    """One POSIX script that carries out `changes` in their order."""
+def done(changes: Iterable[Change]) -> str:
+    """Script that journals changes which another one carried out."""
+    return PRELUDE + "".join(_did(change) for change in changes)
+
+
+def script(changes: Iterable[Change], *, journal: bool = True) -> str:
+    """One POSIX script that carries out `changes` in their order and journals each."""
     todo = list(changes)
     parts = [PRELUDE]
     reload_pending = False
@@ -65,10 +70,15 @@ def script(changes: Iterable[Change]) -> str:
                     parts.append(f"at {_q(f'{change.word} {item.subject}')}\n(\n{item.script}\n) </dev/null || die\n")
             case _:
                 raise TypeError(f"{change} is carried out by its own operation")
-        parts.append(f"did {change.word} {change.kind} {_q(change.subject)}\n")
+        if journal:
+            parts.append(_did(change))
     if reload_pending:
         parts.append("at 'daemon-reload'\nsystemctl daemon-reload || die\n")
     return "".join(parts)
+
+
+def _did(change: Change) -> str:
+    return f"did {change.word} {change.kind} {_q(change.subject)}\n"
 
 
 def _q(text: str) -> str:

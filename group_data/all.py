@@ -6,12 +6,9 @@ brands = {
         "name": "CX Bridge",
         "stack": "cxb-fleet",
         "app_stack": "cxb-app",
-        "ingress_stack": "cxb-ingress",
         "socket_prefix": "cxbcore",
         "worker_env_prefix": "CXBCORE",
         "secret_header": "X-CXBCore-Secret",
-        "legacy_unit": "cxbcore@",
-        "legacy_dir": "/opt/cxbcore",
         "services": {"api": "cxb-api", "dialler": "cxb-dialler", "console": "cxb-console"},
         "images": {
             "core_worker": "cxb-core-worker",
@@ -24,12 +21,9 @@ brands = {
         "name": "VoxBridge",
         "stack": "vox-fleet",
         "app_stack": "vox-app",
-        "ingress_stack": "vox-ingress",
         "socket_prefix": "voxcore",
         "worker_env_prefix": "VOXCORE",
         "secret_header": "X-VoxCore-Secret",
-        "legacy_unit": "voxcore@",
-        "legacy_dir": "/opt/voxcore",
         "services": {"api": "vox-api", "dialler": "vox-dialler", "console": "vox-console"},
         "images": {
             "core_worker": "vox-core-worker",
@@ -57,25 +51,8 @@ ports = {
     "minio": 9000,
 }
 
-# Directories on every host.
-paths = {
-    "mark": "/etc/callfleet",
-    "stacks": "/opt/stacks",
-    "run": "/run",
-    "state": "/var/lib",
-    "locks": "/run/callfleet",
-    "onhost": "/usr/local/lib/callfleet/onhost",
-    "slotctl": "/usr/local/sbin/slotctl",
-}
-
 # User and group id of the processes in the application's containers.
 worker_uid = 1000
 
-# Seconds. What a site may want to change is in its own `calls:`; these are the tool's own.
-timeouts = {
-    "ssh_connect": 10,
-    "slot_start": 60,
-    "canary": 10,
-    "apt_lock": 300,
-    "api_health": 20,
-}
+# Seconds in which a host must accept an SSH connection; a site file may say another number.
+ssh_connect_seconds = 10

@@ -25,7 +25,6 @@ from lab.model import Lab
 HOSTS = 3
 CONVERGE_SECONDS = 900
 STEP = re.compile(r"--> Starting operation: (.*)")
-PLANNED = re.compile(r"\]\s+(create|pull|enable|start|update|install) ")
 TOTAL = re.compile(r"Grand total\s+(\S+)\s+(\S+)\s+(\S+)")
 
 

@@ -10,7 +10,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from callfleet.errors import CallfleetError
-from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, run_of
+from callfleet.pyinfra_adapter import decide, fail, half_registrations, look_again, not_reached, run_of
 from callfleet.pyinfra_remote import say
 
 
@@ -32,14 +32,15 @@ def _verify(state: State, host: Host) -> bool:
     run, half = run_of(host), half_registrations(host)
     try:
         left = look_again(host)
+        unreached = not_reached(host)
     except CallfleetError as error:
         return fail(state, host, f"not verified: {error}")
-    waiting = [change for change in left if run.pending and change.calls]
-    wrong = [change for change in left if change not in waiting]
-    for change in wrong:
-        say(host, f"not as declared after this run: {change}", "red")
+    waiting = {line.partition(": ")[0] for line in run.pending}
+    wrong = [f"not as declared after this run: {change}" for change in left if change.subject not in waiting]
+    for line in [*wrong, *unreached]:
+        say(host, line, "red")
     for line in run.pending:
-        say(host, f"pending: {line}; finished by the next run once the call has ended")
+        say(host, f"pending: {line}; finished by the next run")
     for line in half:
         say(host, line)
-    return not wrong
+    return not wrong and not unreached

@@ -42,12 +42,9 @@ class Brand(Strict):
     name: Text
     stack: Name
     app_stack: Name
-    ingress_stack: Name
     socket_prefix: Name
     worker_env_prefix: Text
     secret_header: Text
-    legacy_unit: Text
-    legacy_dir: Text
     services: BrandServices
     images: BrandImages
 
@@ -76,37 +73,14 @@ class Ports(Strict):
     minio: Port
 
 
-class Paths(Strict):
-    """Directories on a host, absolute."""
-
-    mark: Text
-    stacks: Text
-    run: Text
-    state: Text
-    locks: Text
-    onhost: Text
-    slotctl: Text
-
-
-class Timeouts(Strict):
-    """The tool's own limits, in seconds."""
-
-    ssh_connect: int
-    slot_start: int
-    canary: int
-    apt_lock: int
-    api_health: int
-
-
 class Defaults(Strict):
     """The whole of group_data/all.py."""
 
     brands: dict[Name, Brand] = Field(min_length=1)
     common_images: CommonImages
     ports: Ports
-    paths: Paths
     worker_uid: int
-    timeouts: Timeouts
+    ssh_connect_seconds: int
 
 
 def defaults_file(site_file: Path) -> Path:

@@ -165,7 +165,7 @@ def _ssh(file: Path, declared: SiteFile, defaults: Defaults, entry: HostEntry) -
         known_hosts=path(own.known_hosts or site.known_hosts) or file.with_name(f"{file.stem}.known_hosts").absolute(),
         config=path(own.config or site.config),
         connect_timeout_seconds=_first(
-            own.connect_timeout_seconds, site.connect_timeout_seconds, defaults.timeouts.ssh_connect
+            own.connect_timeout_seconds, site.connect_timeout_seconds, defaults.ssh_connect_seconds
         ),
     )
 

@@ -18,7 +18,7 @@ from renderings import SHIPPED, proxies, shipped
 from lab import hosts
 from lab.ca import INTERNAL_CA, Authority
 from lab.model import REGISTRY_PORT, LabHost
-from operations.firewall import KEEP, LOAD, PREVIOUS, REVERT_SECONDS, REVERT_UNIT
+from operations.firewall import KEEP, PREVIOUS, REVERT_UNIT, loading
 from tests.lab.fleet import STACK, Fleet
 
 SCAN = Path(__file__).with_name("scan.py").read_text()
@@ -161,9 +161,7 @@ def test_rules_that_lock_us_out_take_themselves_back(fleet: Fleet) -> None:
     fleet.ssh(target.name, f"sed '/dport 22 /d' {RULES} > {locked}")
     began = time.monotonic()
     # A second ssh would hang on purpose; the rules are loaded through the connection that is open.
-    fleet.ssh(
-        target.name, LOAD.replace(RULES, locked).replace(f"--on-active={REVERT_SECONDS}", f"--on-active={seconds}")
-    )
+    fleet.ssh(target.name, loading(locked, seconds))
     assert not hosts.answers(target), "the rules were to lock us out; otherwise this proves nothing"
     hosts.wait_for_ssh(target, seconds + 10)
     assert time.monotonic() - began < seconds + 10
@@ -176,7 +174,7 @@ def test_a_host_without_a_table_goes_back_to_none(fleet: Fleet) -> None:
     """The first load has nothing to restore: the way back is no table, and never an empty one that drops."""
     name = fleet.fleet_names[0]
     fleet.ssh(name, "nft delete table inet callfleet")
-    fleet.ssh(name, LOAD.replace(f"--on-active={REVERT_SECONDS}", "--on-active=6"))
+    fleet.ssh(name, loading(RULES, 6))
     assert table(fleet, name)
     fleet.until(lambda: table(fleet, name) == "", 20, "the table is taken back")
     done = fleet.converge()
@@ -190,7 +188,7 @@ def test_rules_that_are_kept_stay(fleet: Fleet) -> None:
     """Once a fresh connection succeeded, the timer is gone and nothing is put back later."""
     name = fleet.fleet_names[0]
     before = table(fleet, name)
-    fleet.ssh(name, LOAD.replace(f"--on-active={REVERT_SECONDS}", "--on-active=8") + KEEP)
+    fleet.ssh(name, loading(RULES, 8) + KEEP)
     fleet.ssh(name, "sleep 9")
     assert table(fleet, name) == before
     assert fleet.ssh(name, f"systemctl is-active {REVERT_UNIT}.timer || true").strip() == "inactive"
