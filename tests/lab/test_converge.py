@@ -282,12 +282,14 @@ def expected_file(fleet: Fleet, host: str, path: str) -> File:
         ("eu1-a", f"/opt/stacks/{STACK}/haproxy/haproxy.cfg", (b"mode http", b"mode telepathy"), "telepathy"),
         ("eu1-a", f"/opt/stacks/{STACK}/compose.yml", (b"restart: always", b"restarts: always"), "restarts"),
         ("eu1-a", "/etc/callfleet/firewall.nft", (b"policy drop", b"policy perhaps"), "syntax error"),
+        ("eu1-a", "/etc/systemd/system/stack@.service", (b"Type=oneshot", b"Type=onceshot"), "onceshot"),
+        ("hub", "/etc/systemd/system/haproxy.service.d/callfleet.conf", (b"SIGUSR1", b"SIGNONE"), "SIGNONE"),
     ],
 )
 def test_a_file_that_its_own_reader_refuses_never_replaces_the_old_one(
     fleet: Fleet, host: str, path: str, broken: tuple[bytes, bytes], why: str
 ) -> None:
-    """HAProxy on both kinds of host, Compose and nft each read the candidate; what was there stays, nothing is left."""
+    """HAProxy on both kinds of host, Compose, nft and systemd each read the candidate; nothing is changed or left."""
     item = expected_file(fleet, host, path)
     assert broken[0] in item.content
     candidate = File(path, item.content.replace(*broken), item.mode, item.owner, item.group, check=item.check)
