@@ -204,13 +204,12 @@ class SlotWord(StrEnum):
 class Slot:
     """One call slot as the host's slot program sees it. ``calls`` ``None``: the worker did not say.
 
-    ``age`` is seconds since the container started; ``config`` the ``callfleet.config`` label it was made from.
+    ``config`` is the ``callfleet.config`` label that its container was made from.
     """
 
     number: int
     word: SlotWord
     calls: int | None
-    age: float | None
     container: str | None
     config: str | None
     published: bool | None

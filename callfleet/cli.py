@@ -37,7 +37,7 @@ def cli() -> None:
 @SITE
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def validate(site: str, as_json: bool) -> None:
-    """Check a whole site file. Connects to nothing, writes nothing.
+    """Check a whole site file. Connects to nothing, writes nothing, resolves no secret or certificate.
 
     \b
     Examples:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from callfleet.errors import CallfleetError
+from callfleet.certificates import declared, unfit
+from callfleet.document import Place, shown
+from callfleet.errors import CallfleetError, Problem
 from callfleet.secrets import SecretRef
 from callfleet.site import Site
 
@@ -45,21 +47,22 @@ def opened(site: Site) -> Credentials:
     return _opened.setdefault(site.path, Credentials(site))
 
 
-def unreadable(site: Site) -> list[str]:
-    """Every reference of the site that cannot be had, as lines for the operator: asked before anything connects."""
+def unusable(site: Site) -> list[str]:
+    """Every reference of the site that cannot be had, every certificate that cannot serve, as lines for the operator.
+
+    Asked before anything connects: each reference is resolved here, a `command:` too.
+    """
     credentials = _opened[site.path] = Credentials(site)
-    internal = site.tls.internal
-    references: list[SecretRef | str] = [*site.declared.secrets.values(), *site.tls.certificates.values()]
-    if internal is not None:
-        references += [internal.ingress, *internal.hosts.values(), internal.ca]
-    if site.tls.ca_bundle:
-        references.append(site.tls.ca_bundle)
-    if site.registry is not None and site.registry.ca:
-        references.append(site.registry.ca)
+    references: dict[Place, SecretRef | str] = {("secrets", key): ref for key, ref in site.declared.secrets.items()}
+    certificates = {each.place: each for each in declared(site)}
+    references |= {place: each.reference for place, each in certificates.items()}
+    contents: dict[Place, bytes] = {}
     problems = []
-    for reference in references:
+    for place, reference in references.items():
         try:
-            credentials.credential(reference)
+            contents[place] = credentials.credential(reference)
         except CallfleetError as error:
-            problems.append(str(error))
-    return problems
+            where = Problem(site.path, shown(place), "", line=site.lines.get(place)).place
+            hint = f"\n    Expected {certificates[place].expected}." if place in certificates else ""
+            problems.append(f"{where}: {error}{hint}")
+    return [*problems, *map(str, unfit(site, contents))]

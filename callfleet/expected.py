@@ -18,6 +18,28 @@ CERTIFICATE_CHECK = (
 )
 
 
+def unit_check(path: str) -> str:
+    """The check of a file in /etc/systemd/system: a template is read as an instance of it, a drop-in with its unit.
+
+    What systemd only warns about and then leaves out, such as a misspelt key, is refused too.
+    """
+    own = path.removeprefix("/etc/systemd/system/")
+    unit, drop_in, _ = own.partition(".d/")
+    beside = (
+        f'mkdir "$d/{unit}.d" && cp -- "$(systemctl show -p FragmentPath --value {unit})" "$d/{unit}" || exit\n'
+        if drop_in
+        else ""
+    )
+    return (
+        "d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT || exit\n"
+        f'{beside}cp -- {{path}} "$d/{own}" || exit\n'
+        f'said=$(systemd-analyze --man=no verify "$d/{unit.replace("@.", "@check.")}" 2>&1); code=$?\n'
+        'printf "%s\\n" "$said"\n'
+        f'case $said in *"$d/{own}:"*) exit 1 ;; esac\n'
+        'exit "$code"'
+    )
+
+
 def sha256(data: bytes) -> str:
     """Hex digest by which files and configurations are compared."""
     return hashlib.sha256(data).hexdigest()

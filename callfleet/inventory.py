@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from callfleet.credentials import unreadable
+from callfleet.credentials import unusable
 from callfleet.errors import CallfleetError, Problem, SiteError
 from callfleet.site import Host, Site, load_site
 
@@ -25,7 +25,7 @@ def load(inventory_file: str) -> Groups:
     try:
         site = load_site(Path(inventory_file).with_suffix(".yml"))
         refuse_unedited(site)
-        refuse_unreadable(site)
+        refuse_unusable(site)
     except CallfleetError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
@@ -52,12 +52,12 @@ def refuse_unedited(site: Site) -> None:
         )
 
 
-def refuse_unreadable(site: Site) -> None:
-    """CallfleetError while a secret or certificate that the site names cannot be had."""
-    if problems := unreadable(site):
+def refuse_unusable(site: Site) -> None:
+    """CallfleetError while a secret or certificate that the site names cannot be had, or a certificate cannot serve."""
+    if problems := unusable(site):
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise CallfleetError(
-            f"The site {site.name} names secrets that cannot be had; nothing was connected to:\n{lines}"
+            f"The site {site.name} names secrets or certificates of no use; nothing was connected to:\n{lines}"
         )
 
 

@@ -21,12 +21,11 @@ def _slot(said: dict[str, Any]) -> Slot:
     state = said.get("state")
     word = SlotWord(state) if state in tuple(SlotWord) else SlotWord.UNKNOWN
     strange = None if state == word else f"the slot program says {state!r}"
-    calls, age, published = said.get("calls"), said.get("age_seconds"), said.get("published")
+    calls, published = said.get("calls"), said.get("published")
     return Slot(
         number=int(said["slot"]),
         word=word,
         calls=calls if isinstance(calls, int) and not isinstance(calls, bool) and calls >= 0 else None,
-        age=float(age) if isinstance(age, (int, float)) else None,
         container=_text_or_none(said.get("container")),
         config=_text_or_none(said.get("config")),
         published=published if isinstance(published, bool) else None,

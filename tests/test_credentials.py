@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from site_files import valid, write_site
 
-from callfleet.credentials import Credentials, unreadable
+from callfleet.credentials import Credentials, unusable
 from callfleet.secrets import SecretRef
 from callfleet.site import load_site
 
@@ -31,7 +31,7 @@ def test_credentials_resolve_each_secret_once(tmp_path: Path) -> None:
 def test_everything_unavailable_is_listed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look before connecting finds every missing file and variable, once each."""
     monkeypatch.delenv("ADMIN_TOKEN", raising=False)
-    missing = unreadable(load_site(write_site(tmp_path, valid())))
+    missing = unusable(load_site(write_site(tmp_path, valid())))
     for name in ("file:core_secret", "env:ADMIN_TOKEN", "file:wildcard.pem", "ca.pem", "file:i.pem", "file:b.pem"):
         assert len([line for line in missing if name in line]) == 1
     assert len(missing) == 7

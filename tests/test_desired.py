@@ -27,7 +27,7 @@ from callfleet.desired import expected_host
 from callfleet.desired.firewall import rules
 from callfleet.desired.registration import core_fleet
 from callfleet.errors import CallfleetError
-from callfleet.expected import CERTIFICATE_CHECK, Command, Directory, ExpectedHost, File, Item, Stack, Unit
+from callfleet.expected import CERTIFICATE_CHECK, Command, Directory, ExpectedHost, File, Item, Stack, Unit, unit_check
 from callfleet.plan import plan
 from callfleet.site import Site, load_site
 
@@ -230,6 +230,17 @@ def test_secret_files_are_readable_by_their_owner_alone(host: str, site: Site) -
             assert item.mode in ("0600", "0400"), item.path
             # OpenSSL names the reason alone; any other checker's message could quote the file.
             assert item.check in ("", CERTIFICATE_CHECK), item.path
+
+
+def test_every_unit_file_is_read_by_systemd_before_it_is_used(site: Site) -> None:
+    """Plain ones, templates and drop-ins, on every kind of host."""
+    checked = set()
+    for host in site.hosts:
+        for path, item in files(expected(site, host.name)).items():
+            if path.startswith("/etc/systemd/system/"):
+                assert item.check == unit_check(path), path
+                checked.add(path.rpartition("/")[2])
+    assert checked == {"stack@.service", "callfleet-keeper@.service", "callfleet-firewall.service", "callfleet.conf"}
 
 
 def test_a_secret_with_shell_characters_survives_in_its_env_file(tmp_path: Path) -> None:

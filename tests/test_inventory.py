@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from renderings import authority, certificate_only
 from site_files import REPOSITORY, valid, write_site
 
 from callfleet.inventory import groups, host_data, load, refuse_unedited
@@ -39,8 +41,11 @@ def _with_inventory(folder: Path, site: object) -> Path:
     file = write_site(folder, site)
     shutil.copy(REPOSITORY / "inventories" / "prod.py", file.with_suffix(".py"))
     file.with_suffix(".known_hosts").write_text("")
-    for name in ("core_secret", "wildcard.pem", "ca.pem", "i.pem", "a.pem", "b.pem"):
-        file.with_name(name).write_text(WORD)
+    contents = {"core_secret": WORD.encode(), "ca.pem": certificate_only(authority().pem())}
+    contents |= {f"{host}.pem": authority().issue(f"{host}.acme.test") for host in ("a", "b")}
+    contents |= {"wildcard.pem": authority().issue("*.acme.test"), "i.pem": authority().issue("ingress", client=True)}
+    for name, content in contents.items():
+        file.with_name(name).write_bytes(content)
         file.with_name(name).chmod(0o600)
     (folder / "deploy.py").write_text(
         "from pyinfra.operations import server\nserver.shell(name='x', commands='true')\n"
@@ -89,6 +94,34 @@ def test_a_wrong_site_ends_pyinfra_before_it_connects(tmp_path: Path, listener: 
     assert "core.workers_default" in done.stderr
     assert '"four"' in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert came == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("wildcard.pem", b"\x30\x82\x01\xff\x00", "not UTF-8"),
+        ("wildcard.pem", WORD.encode(), "not PEM"),
+        ("ca.pem", b"", "an empty file"),
+        ("i.pem", None, "there is no file"),
+    ],
+)
+def test_a_certificate_of_no_use_ends_pyinfra_before_it_connects(
+    tmp_path: Path, listener: tuple[int, list[object]], name: str, content: bytes | None, said: str
+) -> None:
+    """With the place in the site file and what is expected there, and nothing of what was found."""
+    port, came = listener
+    file = _with_inventory(tmp_path, _local(port)).with_name(name)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    done = _pyinfra(tmp_path, "inventories/acme.py", "deploy.py")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert re.search(r"inventories/acme\.yml:[0-9]+: tls\.[a-z]+", done.stderr)
+    assert "xpected one PEM" in done.stderr
+    assert WORD not in done.stdout + done.stderr
     assert came == []
 
 

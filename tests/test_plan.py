@@ -58,7 +58,7 @@ def container(service: str, config: str = "c1", state: str = "running") -> Conta
 
 def slot(word: SlotWord, number: int = 1) -> Slot:
     """A slot in this state."""
-    return Slot(number, word, None, None, None, None, None)
+    return Slot(number, word, None, None, None, None)
 
 
 HEALTHY: dict[str, Any] = {

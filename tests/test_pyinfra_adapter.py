@@ -29,7 +29,7 @@ from site_files import REPOSITORY, valid, write_site
 
 import callfleet.pyinfra_adapter as adapter
 from callfleet.actual import Actual, Clock, Os
-from callfleet.credentials import opened, unreadable
+from callfleet.credentials import opened, unusable
 from callfleet.expected import Command, Concern, ExpectedHost, Item, Stack
 from callfleet.plan import ConcernPlan
 from callfleet.site import load_site
@@ -377,11 +377,11 @@ def test_secrets_are_resolved_once_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     site = valid()
     site["secrets"]["core_secret"] = "command:sh -c 'echo asked >> asked; echo word'"
     path = write_site(tmp_path, site)
-    unreadable(load_site(path))
+    unusable(load_site(path))
     for _ in range(2):
         assert opened(load_site(path)).secret("core_secret") == "word"
     assert path.with_name("asked").read_text() == "asked\n"
-    unreadable(load_site(path))
+    unusable(load_site(path))
     assert path.with_name("asked").read_text() == "asked\nasked\n", "the next run asks again"
 
 

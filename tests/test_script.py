@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callfleet.expected import Absent, Command, Directory, File, Images, Item, Package, Stack, Unit
+from callfleet.expected import Absent, Command, Directory, File, Images, Item, Package, Stack, Unit, unit_check
 from callfleet.plan import Change, Word
 from callfleet.script import script
 
@@ -54,7 +54,7 @@ def bin_folder(tmp_path: Path) -> Path:
     """A folder for commands that stand in for a host's; each writes its own name and arguments into `said`."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("systemctl", "systemd-analyze", "apt-get", "apt-mark"):
+    for name in ("systemctl", "apt-get", "apt-mark"):
         command = folder / name
         command.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\n')
         command.chmod(0o755)
@@ -155,6 +155,32 @@ def test_a_check_sees_the_whole_candidate_and_no_input(tmp_path: Path) -> None:
     assert second.exists()
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("name", ["x.service", "x@.service"])
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("[Service]\nExecStart=/bin/tru %i\n", "/bin/tru is not executable"),
+        ("[Service]\nExecStart=/bin/true %i\nRestart=alwyas\n", "alwyas"),
+        ("[Service]\nExecStrat=/bin/true %i\n", "Unknown key"),
+        ("nonsense\n", "bad unit file setting"),
+    ],
+)
+def test_a_broken_unit_never_replaces_the_old_one(tmp_path: Path, shell: str, name: str, broken: str, why: str) -> None:
+    """systemd itself reads the candidate under the unit's name, a template as an instance; nothing of it is left."""
+    target, folder = tmp_path / name, tmp_path / "staged"
+    folder.mkdir()
+    check = f"TMPDIR={folder}; export TMPDIR\n" + unit_check(f"/etc/systemd/system/{name}")
+    good = b"[Service]\nExecStart=/bin/true %i\nRestart=always\n"
+    assert run(file(target, good, check=check), shell=shell).returncode == 0
+    done = run(file(target, broken.encode(), check=check), shell=shell)
+    assert done.returncode != 0
+    assert why in done.stderr
+    assert f"failed: check of {target} (the old file stays in place)" in done.stderr
+    assert target.read_bytes() == good
+    assert left_over(tmp_path) + list(map(str, folder.iterdir())) == []
+
+
 def test_a_file_is_replaced_by_a_rename(tmp_path: Path) -> None:
     """A reader of the old file keeps it whole, and a link is replaced, not followed."""
     target, elsewhere = tmp_path / "f", tmp_path / "elsewhere"
@@ -220,8 +246,11 @@ def test_absent_removes_a_file_and_bears_that_it_is_gone(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_packages_travel_in_one_transaction(tmp_path: Path, bin_folder: Path) -> None:
-    """One update, one install with every name and pin, holds after it: half of Docker is worse than none of it."""
+@pytest.mark.parametrize("lists", ["", "a list of the last hour"])
+def test_packages_travel_in_one_transaction(tmp_path: Path, bin_folder: Path, lists: str) -> None:
+    """One update if it is due, one install with every name and pin, holds after it: half of Docker is bad."""
+    (bin_folder / "find").write_text(f"#!/bin/sh\necho '{lists}'\n" if lists else "#!/bin/sh\n")
+    (bin_folder / "find").chmod(0o755)
     text = script(
         [
             change(Package("docker.io", "26.1"), Word.INSTALL),
@@ -232,10 +261,10 @@ def test_packages_travel_in_one_transaction(tmp_path: Path, bin_folder: Path) ->
     environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
     done = subprocess.run(["sh", "-s"], input=text, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    update, install, hold = said(tmp_path)
-    assert update.endswith("-qq update")
+    *updates, install, hold = said(tmp_path)
+    assert [line.endswith("-qq update") for line in updates] == ([] if lists else [True])
     assert install.endswith("install docker.io=26.1 iptables")
-    assert all("DPkg::Lock::Timeout" in line for line in (update, install))
+    assert all("DPkg::Lock::Timeout" in line for line in (*updates, install))
     assert hold == "apt-mark -qq hold runc iptables"
 
 
@@ -259,7 +288,6 @@ def test_units_are_read_before_they_are_used(tmp_path: Path, bin_folder: Path) -
     assert done.returncode == 0, done.stderr
     assert said(tmp_path) == [
         "systemctl daemon-reload",
-        "systemd-analyze --man=no verify x.service",
         "systemctl --quiet enable x.service",
         "systemctl --quiet start x.service",
         "systemctl --quiet enable stack@y.service",

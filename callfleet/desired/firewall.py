@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
-from callfleet.expected import Command, Concern, File, Unit, sha256
+from callfleet.expected import Command, Concern, File, Unit, sha256, unit_check
 from callfleet.templates import render, verbatim
 
 RULES = "/etc/callfleet/firewall.nft"
 UNIT = "callfleet-firewall.service"
+UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def concern(context: Context, actual: Actual | None) -> Concern:
         "firewall",
         (
             File(RULES, content, mode="0600", check="nft -c -f {path}"),
-            File(f"/etc/systemd/system/{UNIT}", verbatim(f"units/{UNIT}")),
+            File(UNIT_FILE, verbatim(f"units/{UNIT}"), check=unit_check(UNIT_FILE)),
             Unit(UNIT, active=False),
             Command(
                 subject="nftables table inet callfleet",

@@ -11,11 +11,23 @@ from typing import Any
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
-from callfleet.expected import CERTIFICATE_CHECK, Command, Concern, Directory, File, Item, Package, Unit, config_hash
+from callfleet.expected import (
+    CERTIFICATE_CHECK,
+    Command,
+    Concern,
+    Directory,
+    File,
+    Item,
+    Package,
+    Unit,
+    config_hash,
+    unit_check,
+)
 from callfleet.site import Host
 from callfleet.templates import render
 
 FOLDER = "/etc/callfleet/ingress"
+DROP_IN = "/etc/systemd/system/haproxy.service.d/callfleet.conf"
 ADMIN_SOCKET = "/run/callfleet-ingress/admin.sock"
 MASTER_SOCKET = "/run/haproxy-master.sock"
 LOAD = (
@@ -41,8 +53,9 @@ def front(context: Context, actual: Actual | None) -> Concern | None:
             File("/etc/tmpfiles.d/callfleet-ingress.conf", b"d /run/callfleet-ingress 0700 root root -\n"),
             Directory("/etc/systemd/system/haproxy.service.d"),
             File(
-                "/etc/systemd/system/haproxy.service.d/callfleet.conf",
+                DROP_IN,
                 render("ingress/haproxy.service.conf.j2", stop_seconds=stop_seconds),
+                check=unit_check(DROP_IN),
             ),
             *tls,
             *_loaded(replace(context, registered=context.registered_before), tls),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
-from callfleet.expected import Concern, Directory, File
+from callfleet.expected import Concern, Directory, File, unit_check
 from callfleet.templates import verbatim
 
 SOURCE = Path(__file__).resolve().parent.parent / "onhost"
@@ -25,7 +25,13 @@ def concern(context: Context, actual: Actual | None) -> Concern:
             File(SLOTCTL, verbatim("program/slotctl"), mode="0755"),
             File("/etc/tmpfiles.d/callfleet.conf", verbatim("program/tmpfiles.conf")),
             Directory("/run/callfleet"),
-            File("/etc/systemd/system/stack@.service", verbatim("units/stack@.service")),
-            File("/etc/systemd/system/callfleet-keeper@.service", verbatim("units/callfleet-keeper@.service")),
+            # After the program that they name: a unit whose command is not there is refused.
+            _unit("stack@.service"),
+            _unit("callfleet-keeper@.service"),
         ),
     )
+
+
+def _unit(name: str) -> File:
+    path = f"/etc/systemd/system/{name}"
+    return File(path, verbatim(f"units/{name}"), check=unit_check(path))

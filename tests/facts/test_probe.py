@@ -487,7 +487,6 @@ def test_slots_keep_the_words_they_know_and_are_unknown_for_the_rest(bare: Bare)
             "slot": 2,
             "state": "on a call",
             "calls": 1,
-            "age_seconds": 5,
             "container": "c",
             "config": "h",
             "published": True,
@@ -505,7 +504,6 @@ def test_slots_keep_the_words_they_know_and_are_unknown_for_the_rest(bare: Bare)
     ]
     assert found[2].published is None
     assert found[2].why == "the slot program says 'resting'"
-    assert found[1].age == 5
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo nonsense", "echo '[]'", "echo '{\"slots\":[{}]}'", "exit 100"])

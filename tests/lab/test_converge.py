@@ -245,26 +245,33 @@ def replaced(path: Path, content: bytes) -> Iterator[None]:
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("kind", ["garbage", "weak"])
-def test_a_refused_certificate_leaves_the_old_one_in_place(fleet: Fleet, kind: str) -> None:
-    """The run fails on the host that it is for and says why; files, proxy and calls there are what they were."""
+def test_a_certificate_that_only_the_host_refuses_leaves_the_old_one_in_place(fleet: Fleet) -> None:
+    """Too weak for the host's OpenSSL: the run fails there and says why; files, proxy and calls are what they were."""
     name = f"calls.{fleet.lab.domain}"
-    bad = weak_certificate(name) if kind == "weak" else b"not a certificate\n"
     before, pid = fleet.outside("hub"), fleet.ssh("hub", "systemctl show -p MainPID haproxy")
     with fleet.calls() as held:
         held.start(2)
         assert held.wait_open() == 2
-        with replaced(fleet.lab.tls(f"{name}.pem"), bad):
+        with replaced(fleet.lab.tls(f"{name}.pem"), weak_certificate(name)):
             done = fleet.pyinfra("-y")
         held.stop()
         assert held.report().clean
     assert (done.code, failed_hosts(done)) == (1, {"hub"}), done.output[-3000:]
     assert "(the old file stays in place)" in done.output
-    if kind == "weak":
-        assert "key too small" in done.output.lower().replace("_", " "), done.output[-3000:]
+    assert "key too small" in done.output.lower().replace("_", " "), done.output[-3000:]
     assert differences({"hub": before}, {"hub": fleet.outside("hub")}) == []
     assert fleet.ssh("hub", "systemctl show -p MainPID haproxy") == pid
     clean(fleet)
+
+
+def test_a_certificate_of_no_use_is_refused_before_anything_connects(fleet: Fleet) -> None:
+    """No host is reached, so nothing can have changed."""
+    name = f"calls.{fleet.lab.domain}"
+    with replaced(fleet.lab.tls(f"{name}.pem"), fleet.lab.tls(f"api.{fleet.lab.domain}.pem").read_bytes()):
+        done = fleet.pyinfra("-y")
+    assert (done.code, failed_hosts(done)) == (1, set()), done.output[-3000:]
+    assert f"one that covers {name}" in done.output
+    assert "nothing was connected to" in done.output
 
 
 def expected_file(fleet: Fleet, host: str, path: str) -> File:
@@ -282,12 +289,14 @@ def expected_file(fleet: Fleet, host: str, path: str) -> File:
         ("eu1-a", f"/opt/stacks/{STACK}/haproxy/haproxy.cfg", (b"mode http", b"mode telepathy"), "telepathy"),
         ("eu1-a", f"/opt/stacks/{STACK}/compose.yml", (b"restart: always", b"restarts: always"), "restarts"),
         ("eu1-a", "/etc/callfleet/firewall.nft", (b"policy drop", b"policy perhaps"), "syntax error"),
+        ("eu1-a", "/etc/systemd/system/stack@.service", (b"Type=oneshot", b"Type=onceshot"), "onceshot"),
+        ("hub", "/etc/systemd/system/haproxy.service.d/callfleet.conf", (b"SIGUSR1", b"SIGNONE"), "SIGNONE"),
     ],
 )
 def test_a_file_that_its_own_reader_refuses_never_replaces_the_old_one(
     fleet: Fleet, host: str, path: str, broken: tuple[bytes, bytes], why: str
 ) -> None:
-    """HAProxy on both kinds of host, Compose and nft each read the candidate; what was there stays, nothing is left."""
+    """HAProxy on both kinds of host, Compose, nft and systemd each read the candidate; nothing is changed or left."""
     item = expected_file(fleet, host, path)
     assert broken[0] in item.content
     candidate = File(path, item.content.replace(*broken), item.mode, item.owner, item.group, check=item.check)
