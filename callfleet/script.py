@@ -19,7 +19,7 @@ set -u
 umask 077
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive DOCKER_CONFIG=/etc/callfleet/docker
 at() { step=$1; }
-die() { code=$?; echo "failed: $step" >&2; exit "${1:-$code}"; }
+die() { code=$?; printf 'failed: %s\\n' "$step" >&2; exit "${1:-$code}"; }
 did() {
   [ -n "${CALLFLEET_WHO:-}" ] || return 0
   line='{"at": "%s", "who": "%s", "plan": "%s", "what": "%s", "kind": "%s", "subject": "%s"}'

@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 USERNAME = "callfleet"
 STORAGE = "var/lib/docker-registry"
 CONFIG_DIR = "etc/docker/registry"
-START_SECONDS = 30.0
+START_SECONDS = 90
 MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = f"""version: 0.1
 log: {{level: warn}}

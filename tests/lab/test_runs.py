@@ -31,7 +31,7 @@ def slow_step(fleet: Fleet, host: str) -> Iterator[None]:
     """A package is missing, and its installation stands still until `let_go`."""
     fleet.ssh(
         host,
-        f"rm -f {STANDS} {GOES}; apt-get -qq remove -y procps >/dev/null\n"
+        f"rm -f {STANDS} {GOES}; apt-get -qq remove -y curl >/dev/null\n"
         f"printf 'DPkg::Pre-Invoke {{ \"touch {STANDS}; n=0; while [ ! -e {GOES} ] && [ $n -lt 600 ]; do sleep 0.1; "
         f"n=$((n+1)); done\"; }};\\n' > {SLOW}",
     )
@@ -72,7 +72,7 @@ def standing(fleet: Fleet, host: str) -> None:
 
 def installed(fleet: Fleet, host: str) -> bool:
     """Whether the package of the slow step is there."""
-    return "install ok" in fleet.ssh(host, "dpkg-query -W -f '${Status}' procps 2>/dev/null || true")
+    return "install ok" in fleet.ssh(host, "dpkg-query -W -f '${Status}' curl 2>/dev/null || true")
 
 
 def held(fleet: Fleet, host: str) -> str:
