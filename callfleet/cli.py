@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
-from pathlib import Path
 
 import click
 
 from callfleet import __version__
+from callfleet.commands.common import SITE, echo_json, json_option, open_site
 from callfleet.errors import CallfleetError
-from callfleet.site import load_site
-from callfleet.templates import ROOT
-from lab.cli import lab
 
 USAGE_ERROR = 64
 click.UsageError.exit_code = USAGE_ERROR
 
-SITE = click.argument("site")
+
+VERBS = {
+    "apply": "callfleet.commands.plan:apply",
+    "explain": "callfleet.commands.status:explain",
+    "host": "callfleet.commands.slots:host",
+    "lab": "lab.cli:lab",
+    "status": "callfleet.commands.status:status",
+    "plan": "callfleet.commands.plan:plan",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Imports a verb when it is used: what connects takes half a second to load."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*self.commands, *VERBS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = VERBS[cmd_name].partition(":")
+        found: click.Command = getattr(importlib.import_module(module), name)
+        return found
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="callfleet")
 def cli() -> None:
     """Provision hosts that carry live phone calls, and change them without dropping one.
@@ -28,14 +47,14 @@ def cli() -> None:
     \b
     callfleet lab up             three real throwaway hosts on this machine
     callfleet validate prod      is the site file right? connects to nothing
-    pyinfra inventories/lab.py deploy.py --dry    what would change
-    pyinfra inventories/lab.py deploy.py          change it
+    callfleet plan lab           what would change, and the calls it touches
+    callfleet apply lab          change it; the same as: pyinfra inventories/lab.py deploy.py
     """
 
 
 @cli.command()
 @SITE
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@json_option
 def validate(site: str, as_json: bool) -> None:
     """Check a whole site file. Connects to nothing, writes nothing, resolves no secret or certificate.
 
@@ -44,7 +63,7 @@ def validate(site: str, as_json: bool) -> None:
       callfleet validate prod
       callfleet validate inventories/staging.yml --json
     """
-    loaded = load_site(site_path(site))
+    loaded = open_site(site)
     to_edit = [str(problem) for problem in loaded.environment_refuses()]
     hosts = [
         {
@@ -60,7 +79,7 @@ def validate(site: str, as_json: bool) -> None:
     if as_json:
         answer = {"schema": 1, "site": loaded.name, "release": loaded.release.release, "hosts": hosts}
         answer["to_edit"] = to_edit
-        click.echo(json.dumps(answer, indent=2))
+        echo_json(answer)
         return
     workers = sum(host.workers for host in loaded.hosts)
     click.echo(f"{loaded.name}: valid. {len(hosts)} hosts, {workers} call slots, release {loaded.release.release}.")
@@ -73,16 +92,7 @@ def validate(site: str, as_json: bool) -> None:
         for line in to_edit:
             click.echo(f"  {line}")
     else:
-        click.echo(f"Next: pyinfra inventories/{loaded.name}.py deploy.py --dry")
-
-
-def site_path(site: str) -> Path:
-    """The site file behind a name (`prod`) or a path."""
-    path = Path(site)
-    return path if path.suffix in (".yml", ".yaml") else ROOT / "inventories" / f"{site}.yml"
-
-
-cli.add_command(lab)
+        click.echo(f"Next: callfleet plan {site}")
 
 
 def main() -> None:
@@ -92,3 +102,5 @@ def main() -> None:
     except CallfleetError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -77,6 +77,7 @@ class HostRun:
     shown: set[str] = field(default_factory=set)
     carried_out: list[Change] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     canary: bool | None = None
     registered_at_first: frozenset[str] = frozenset()
     planned: Planned | None = None
@@ -362,13 +363,13 @@ def _carry_out(state: State, host: PyinfraHost, name: str, act: Callable[[Pyinfr
             act(host, todo)
         run.carried_out += todo.changes
     except CallfleetError as error:
-        tell(host, logger.error, f"{name}: {error}", "red")
-        return False
+        return fail(state, host, f"{name}: {error}")
     return True
 
 
 def fail(state: State, host: PyinfraHost, reason: str) -> bool:
     """Fails this host's operation, and no other host's, with a reason."""
+    run_of(host).errors.append(reason)
     tell(host, logger.error, reason, "red")
     return False
 

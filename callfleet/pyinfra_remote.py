@@ -195,7 +195,7 @@ def release(host: PyinfraHost) -> None:
 
 def _take(host: PyinfraHost, run: Run) -> tuple[lock.Owner, int]:
     """Take the lock. A holder is watched for one lifetime of a lock: one that renews it is alive, and left alone."""
-    owner = lock.Owner(_who(), _controller(), os.getpid(), run.plan, run.token)
+    owner = lock.Owner(who(), _controller(), os.getpid(), run.plan, run.token)
     dead, seen, told = "", None, False
     until = time.monotonic() + 2 * lock.TTL_SECONDS
     busy_until = time.monotonic() + STEP_SECONDS
@@ -228,7 +228,7 @@ def _take(host: PyinfraHost, run: Run) -> tuple[lock.Owner, int]:
         gevent.sleep(1)
 
 
-def _who() -> str:
+def who() -> str:
     """Who acts, for lock and journal: plain characters only, as shell scripts read them back."""
     text = f"{os.environ.get('CALLFLEET_WHO') or _login()}@{socket.gethostname()}"
     return "".join(one if one.isalnum() or one in "@._+- " else "_" for one in text)[:100]

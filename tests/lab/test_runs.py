@@ -182,7 +182,9 @@ def test_a_step_goes_on_without_its_controller_or_link(what: str, fleet: Fleet, 
                 one.send_signal(signal.SIGKILL)
             else:
                 # The server's processes of every connection but the one that says this.
-                fleet.ssh(host, 'for p in $(pgrep -f "^sshd: root"); do [ $p = $PPID ] || kill -KILL $p; done')
+                ours = 'ours="$PPID $(ps -o ppid= -p $PPID)"; '
+                every = "for p in $(pgrep -f '^sshd-session: root'); do "
+                fleet.ssh(host, ours + every + 'case " $ours " in *" $p "*) ;; *) kill -KILL $p ;; esac; done')
             assert one.wait(90) != 0
         assert not installed(fleet, host)
         with run(fleet, tmp_path / "two", "--limit", host) as two:

@@ -1,0 +1,1 @@
+"""The verbs of the `callfleet` command, one module a noun."""

@@ -1,0 +1,80 @@
+"""What several verbs share: the site argument, the hosts they act on, tables, and how a run is confirmed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from callfleet.errors import CallfleetError
+from callfleet.site import Site, load_site
+from callfleet.templates import ROOT
+
+DONE, FAILED, PENDING = 0, 1, 3
+"""Exit codes of what acts: done, failed, some of it waits for the end of calls."""
+
+SITE = click.argument("site")
+site_option = click.option(
+    "--site",
+    "-s",
+    default="prod",
+    envvar="CALLFLEET_SITE",
+    show_default=True,
+    help="Site name or file.",
+    show_envvar=True,
+)
+limit_option = click.option(
+    "--limit", "-l", multiple=True, metavar="NAME", help="Only this host, fleet or role; may be repeated."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def site_path(site: str) -> Path:
+    """The site file behind a name (`prod`) or a path."""
+    path = Path(site)
+    return path if path.suffix in (".yml", ".yaml") else ROOT / "inventories" / f"{site}.yml"
+
+
+def open_site(site: str) -> Site:
+    """The checked site behind a name or a path."""
+    return load_site(site_path(site))
+
+
+def echo_json(value: Any) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """A line about the work itself, on standard error, so that standard output stays the answer."""
+    click.echo(text, err=True)
+
+
+def table(*headings: str) -> Table:
+    """A table as all verbs draw it."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        made.add_column(heading, overflow="fold")
+    return made
+
+
+def show(made: Table) -> None:
+    """Print a table; colours only on a terminal."""
+    Console(highlight=False).print(made)
+
+
+def confirm_site(site: Site, what: str) -> None:
+    """Ask for the site's name. CallfleetError when nobody can be asked, Abort for another answer."""
+    if not sys.stdin.isatty():
+        raise CallfleetError("nobody can be asked here and --yes was not given; nothing was changed")
+    if click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True) != site.name:
+        raise click.Abort
+
+
+Verb = Callable[..., Any]

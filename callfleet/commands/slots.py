@@ -1,0 +1,196 @@
+"""`callfleet host drain` and `ready`: take slots out of service while their calls go on, and back."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from callfleet.commands.common import DONE, PENDING, echo_json, json_option, note, open_site, show, site_option, table
+from callfleet.errors import CallfleetError
+from callfleet.pyinfra_remote import who
+from callfleet.pyinfra_session import Session, limited
+from callfleet.site import Site
+
+LOOK_SECONDS = 1.0
+OUT_OF_SERVICE = ("drained", "dead")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot as its host tells it; calls None: it does not say."""
+
+    host: str
+    number: int
+    state: str
+    calls: int | None
+
+    def __str__(self) -> str:
+        calls = "?" if self.calls is None else self.calls
+        return f"{self.host} slot {self.number}: {self.state}, calls {calls}"
+
+
+@click.group()
+def host() -> None:
+    """Hosts and their slots: take them out of service and back.
+
+    \b
+    callfleet host drain eu1-a              no new call; returns once the last one has ended
+    callfleet host ready eu1-a              calls again
+    """
+
+
+slot_option = click.option("--slot", "slots", type=int, multiple=True, metavar="N", help="Only this slot; repeatable.")
+TARGET = click.argument("target")
+
+
+@host.command()
+@TARGET
+@site_option
+@slot_option
+@click.option("--reason", default="", help="Kept with the drain, and shown by status.")
+@click.option("--deadline", type=click.IntRange(0, 86400), metavar="SECONDS", help="How long to wait for calls to end.")
+@json_option
+def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline: int | None, as_json: bool) -> None:
+    """Take TARGET (a host or a fleet) out of service: no new call inbound or outbound, calls that are on go on.
+
+    Waits until the last call has ended, or the deadline has passed (the site's calls.drain_deadline_seconds). The drain
+    is kept on the host either way: no apply, reload or reboot ends it, only `callfleet host ready`.
+
+    \b
+    Exit codes: 0 drained, 3 calls are still on, 1 failed.
+
+    \b
+    Examples:
+      callfleet host drain eu1-a --reason "new memory"
+      callfleet host drain eu1-a --slot 3 --deadline 0
+      callfleet host drain eu1
+    """
+    loaded = open_site(site)
+    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
+    with Session(loaded, (target,)) as session:
+        hosts = reached(session, loaded, target)
+        said = f"--reason {shlex.quote(reason)}" if reason else ""
+        for name in hosts:
+            declare(session, name, "drain", slots, said)
+        try:
+            found = wait(session, hosts, slots, seconds, as_json=as_json)
+        except KeyboardInterrupt:
+            note(f"\nInterrupted. The drain stays declared; `callfleet host ready {target}` ends it.")
+            raise
+    left = [one for one in found if one.state not in OUT_OF_SERVICE]
+    code = PENDING if left else DONE
+    if as_json:
+        echo_json(answer("drain", loaded, found, code))
+    else:
+        report(found)
+        if left:
+            click.echo(f"{len(left)} slots still carry a call; they take no new one. Next: the same command waits on.")
+        else:
+            click.echo(f"Drained. Next: callfleet host ready {target}, when it may take calls again.")
+    sys.exit(code)
+
+
+@host.command()
+@TARGET
+@site_option
+@slot_option
+@json_option
+def ready(target: str, site: str, slots: tuple[int, ...], as_json: bool) -> None:
+    """Put TARGET (a host or a fleet) back into service, where it was drained.
+
+    \b
+    Exit codes: 0 in service, 3 a slot waits for a canary call (the next apply), 1 failed.
+
+    \b
+    Examples:
+      callfleet host ready eu1-a
+      callfleet host ready eu1-a --slot 3
+    """
+    loaded = open_site(site)
+    with Session(loaded, (target,)) as session:
+        hosts = reached(session, loaded, target)
+        codes = [declare(session, name, "ready", slots, "--wait 30") for name in hosts]
+        found = list(seen(session, hosts, slots))
+    code = PENDING if PENDING in codes else DONE
+    if as_json:
+        echo_json(answer("ready", loaded, found, code))
+    else:
+        report(found)
+        if code == PENDING:
+            click.echo(f"Some slots are not in service yet. Next: callfleet apply {site}")
+    sys.exit(code)
+
+
+def reached(session: Session, site: Site, target: str) -> list[str]:
+    """The fleet hosts of the target. CallfleetError when one is not reached, or there is none."""
+    wanted = limited(site, (target,))
+    names = [one.name for one in site.fleet_hosts if one.name in wanted]
+    if not names:
+        raise CallfleetError(f"{target} carries no calls: expected a fleet host or a fleet of {site.name}")
+    if away := {name: why for name, why in session.unreached.items() if name in names}:
+        lines = "\n".join(f"  {name}: {why}" for name, why in away.items())
+        raise CallfleetError(f"not reached; nothing was done:\n{lines}")
+    return names
+
+
+def declare(session: Session, host: str, verb: str, slots: tuple[int, ...], options: str) -> int:
+    """Tell the host's slot program; its exit code, done or pending. CallfleetError when it failed."""
+    stack = session.site.brand.stack
+    numbers = " ".join(str(number) for number in slots)
+    script = (
+        f"export CALLFLEET_WHO={shlex.quote(who())}\n"
+        f"slotctl {verb} {stack} {numbers} --json {options}; code=$?; printf '%s\\n' $code"
+    )
+    lines = session.ask(host, script).splitlines()
+    code = int(lines[-1])
+    if code not in (DONE, PENDING):
+        raise CallfleetError(f"{host}: slotctl {verb} failed: {' '.join(lines[:-1])[-500:]}")
+    return code
+
+
+def seen(session: Session, hosts: list[str], slots: tuple[int, ...]) -> Iterator[Slot]:
+    """The slots of all hosts, asked at once."""
+    stack = session.site.brand.stack
+    chosen = [one for one in session.hosts if one.name in hosts]
+    answers = session.each(lambda one: session.ask(one.name, f"slotctl status {stack} --json || true"), chosen)
+    for name in hosts:
+        value: dict[str, Any] = json.loads(answers[name].splitlines()[-1])
+        for one in value["slots"]:
+            if not slots or one["slot"] in slots:
+                yield Slot(name, one["slot"], one["state"], one["calls"])
+
+
+def wait(session: Session, hosts: list[str], slots: tuple[int, ...], seconds: float, *, as_json: bool) -> list[Slot]:
+    """Until no slot carries a call, or the time is over; says what it waits for when that changes."""
+    until, told = time.monotonic() + seconds, ""
+    while True:
+        found = list(seen(session, hosts, slots))
+        left = [one for one in found if one.state not in OUT_OF_SERVICE]
+        if not left or time.monotonic() >= until:
+            return found
+        said = f"{len(found) - len(left)} of {len(found)} slots drained; waiting for {'; '.join(map(str, left[:4]))}"
+        if said != told and not as_json:
+            note(said)
+        told = said
+        time.sleep(LOOK_SECONDS)
+
+
+def answer(kind: str, site: Site, found: list[Slot], code: int) -> dict[str, Any]:
+    """The document of `--json`."""
+    slots = [{"host": one.host, "slot": one.number, "state": one.state, "calls": one.calls} for one in found]
+    return {"schema": 1, "kind": kind, "site": site.name, "exit": code, "slots": slots}
+
+
+def report(found: list[Slot]) -> None:
+    """The slots as a table."""
+    rows = table("host", "slot", "state", "calls")
+    for one in found:
+        rows.add_row(one.host, str(one.number), one.state, "?" if one.calls is None else str(one.calls))
+    show(rows)

@@ -1,0 +1,222 @@
+"""pyinfra inside the `callfleet` command: connect to a site's hosts, read them, and run deploy.py over them.
+
+The same inventory, operations and order as `pyinfra inventories/<site>.py deploy.py`. One of the modules that know
+pyinfra's internals.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import gevent
+import pyinfra
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all, disconnect_all
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host as PyinfraHost
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import BaseStateCallback, StateStage
+from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
+
+from callfleet.actual import Actual
+from callfleet.desired.context import Context
+from callfleet.errors import CallfleetError
+from callfleet.expected import File
+from callfleet.inventory import groups, refuse_unedited, refuse_unusable
+from callfleet.plan import HostPlan, Word
+from callfleet.pyinfra_adapter import decide, run_of, snapshot
+from callfleet.pyinfra_remote import ask, read_files, release_all, run_record
+from callfleet.site import Site
+from callfleet.templates import ROOT
+
+T = TypeVar("T")
+
+
+@dataclass
+class Look:
+    """What one host is and needs. `plan` is None where `error` says why it cannot be told."""
+
+    host: str
+    plan: HostPlan | None
+    error: str
+    actual: Actual
+    context: Context
+    before: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended on one host: changed, unchanged, pending, failed or not reached."""
+
+    host: str
+    outcome: str
+    changes: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+class Session:
+    """A site's hosts, connected. A context manager: locks are given back and connections closed at its end."""
+
+    def __init__(self, site: Site, limit: Collection[str] = (), *, quiet: bool = True) -> None:
+        refuse_unedited(site)
+        refuse_unusable(site)
+        self.site = site
+        self.unreached: dict[str, str] = {}
+        self._reached: list[PyinfraHost] = []
+        _log(quiet)
+        made = groups(site)
+        named: dict[str, Any] = {name: (hosts, {}) for name, hosts in made.items() if name != "all"}
+        inventory = Inventory((made["all"], {}), **named)  # type: ignore[no-untyped-call]
+        config = Config()  # type: ignore[no-untyped-call]
+        self.state = State(check_for_changes=True)
+        self.state.cwd = str(ROOT)
+        for context, value in ((ctx_state, self.state), (ctx_config, config), (ctx_inventory, inventory)):
+            context.set(value)  # type: ignore[no-untyped-call]
+        chosen = [host for host in inventory if host.name in limited(site, limit)] if limit else None
+        self.state.init(inventory, config, initial_limit=chosen)
+        self.state.add_callback_handler(_Connections(self.unreached))  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Session:
+        self.state.set_stage(StateStage.Connect)
+        try:
+            connect_all(self.state)
+        except PyinfraError:
+            if self.hosts:
+                raise
+        self.state.set_stage(StateStage.Prepare)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        release_all()
+        if self.state.activated_hosts:
+            disconnect_all(self.state)
+
+    @property
+    def hosts(self) -> list[PyinfraHost]:
+        """The hosts that were reached and have not failed, in the order of the site file."""
+        active = {host.name: host for host in self.state.active_hosts}
+        return [active[host.name] for host in self.site.hosts if host.name in active]
+
+    def name_plan(self, plan: str) -> None:
+        """The plan's word in locks and journals, instead of a random one."""
+        run_record(self.state).plan = plan
+
+    def each(self, act: Callable[[PyinfraHost], T], hosts: Iterable[PyinfraHost] | None = None) -> dict[str, T]:
+        """Do something on all hosts at once; what it returned by host name. An exception of one is raised."""
+
+        def there(host: PyinfraHost) -> T:
+            with ctx_host.use(host):
+                return act(host)
+
+        jobs = {host.name: gevent.spawn(there, host) for host in (self.hosts if hosts is None else hosts)}
+        gevent.joinall(list(jobs.values()), raise_error=True)
+        return {name: job.value for name, job in jobs.items()}
+
+    def ask(self, host: str, script: str) -> str:
+        """Run a script that reads on one host; its output. StepError when it fails."""
+        found = next(one for one in self.hosts if one.name == host)
+        with ctx_host.use(found):
+            return ask(found, script)
+
+    # Looking
+
+    def look(self, *, content: bool = False) -> dict[str, Look]:
+        """Probe and plan every host; with `content` also read the files that would change, for their diffs."""
+        self.each(snapshot)  # a plan asks other hosts' snapshots too
+
+        def look(host: PyinfraHost) -> Look:
+            plan, error = decide(host, hopeful=True)
+            found = Look(host.name, plan, error, snapshot(host), run_of(host).context)
+            if content and plan is not None:
+                paths = [c.subject for c in plan.changes if c.word is Word.UPDATE and isinstance(c.item, File)]
+                secret = {c.subject for c in plan.changes if isinstance(c.item, File) and c.item.secret}
+                if readable := [path for path in paths if path not in secret]:
+                    found.before = read_files(host, readable)
+            return found
+
+        return self.each(look)
+
+    def forget(self) -> None:
+        """The next look probes again."""
+        for host in self.hosts:
+            run_of(host).snapshot = None
+
+    # Acting
+
+    def apply(self) -> list[Ended]:
+        """Run deploy.py over the hosts, as plain pyinfra does; how it ended on each host of the run."""
+        from pyinfra_cli.util import load_deploy_file
+
+        for host in self.hosts:
+            run_of(host).shown |= {concern.name for concern in _concerns(host)}
+        self._reached = self.hosts
+        try:
+            load_deploy_file(self.state, str(ROOT / "deploy.py"))
+            self.state.set_stage(StateStage.Execute)
+            run_ops(self.state)
+        except PyinfraError as error:
+            if self.hosts:
+                raise CallfleetError(f"the run ended early: {error}") from error
+        return self.ended()
+
+    def ended(self) -> list[Ended]:
+        """How it ended so far, on each host of the run."""
+        away = [Ended(name, "not reached", errors=(why,)) for name, why in self.unreached.items()]
+        return [*map(self._ended, self._reached), *away]
+
+    def _ended(self, host: PyinfraHost) -> Ended:
+        run = run_of(host)
+        failed = host in self.state.failed_hosts
+        outcome = "failed" if failed else "pending" if run.pending else "changed" if run.carried_out else "unchanged"
+        changes = tuple(str(change) for change in run.carried_out)
+        return Ended(host.name, outcome, changes, tuple(run.pending), tuple(run.errors))
+
+
+def _concerns(host: PyinfraHost) -> Any:
+    decided, _ = decide(host, hopeful=True)
+    return decided.concerns if decided else ()
+
+
+def limited(site: Site, patterns: Collection[str]) -> set[str]:
+    """Hosts that are named: by host, fleet or role. CallfleetError for a name that is none of these."""
+    known: dict[str, list[str]] = {host.name: [host.name] for host in site.hosts}
+    for fleet in site.fleets:
+        known.setdefault(fleet.name, []).extend(fleet.hosts)
+    for role in ("fleet", "ingress", "app"):
+        known.setdefault(role, []).extend(host.name for host in site.hosts if role in host.roles)
+    if unknown := [name for name in patterns if name not in known]:
+        raise CallfleetError(
+            f"{site.name} has no host, fleet or role named {', '.join(unknown)}. It has: {', '.join(sorted(known))}"
+        )
+    return {host for name in patterns for host in known[name]}
+
+
+class _Connections(BaseStateCallback):
+    """Keeps why a host could not be reached."""
+
+    def __init__(self, unreached: dict[str, str]) -> None:
+        self.unreached = unreached
+
+    def host_connect_error(self, state: State, host: PyinfraHost, error: object) -> None:  # type: ignore[override]
+        self.unreached[host.name] = str(error)
+
+
+def _log(quiet: bool) -> None:
+    """pyinfra's own lines on standard error, as its command shows them; none of them when `quiet`."""
+    from pyinfra_cli.log import setup_logging
+
+    pyinfra.is_cli = True
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("pyinfra")
+    logger.handlers.clear()
+    if quiet:
+        logger.setLevel(logging.CRITICAL)
+        logger.addHandler(logging.NullHandler())
+    else:
+        setup_logging(logging.INFO, None)
+    sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
