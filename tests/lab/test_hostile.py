@@ -20,6 +20,7 @@ from lab.calls import CallHolder
 from lab.hosts import ssh_command
 from tests.lab.fleet import PYINFRA, ROOT, STACK, WORKERS, Fleet
 from tests.lab.test_calls import down_in_proxy
+from tests.lab.test_converge import API, CURL
 
 RUN = f"/run/{STACK}"
 PROJECT = f"/opt/stacks/{STACK}"
@@ -430,6 +431,56 @@ def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
         assert {event["worker"] for event in calm.events(host, began) if event["event"] == "start"} == {"1", "3", "4"}
     calm.ssh(host, f"slotctl ready {STACK} 2")
     calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the proxy sees the slot again")
+
+
+def test_a_killed_master_of_the_host_proxy_costs_its_own_calls_alone(calm: Fleet) -> None:
+    """SIGKILL of the container's first process: its calls end, their workers are free, their results arrive.
+
+    Calls of the other host have no gap; a background call, which the new proxy knows nothing of, goes on and is not
+    doubled. Workers and published sockets are what they were, and no run is needed.
+    """
+    host, other = calm.fleet_names
+    began, master, running = time.time(), pid(calm, host, "proxy"), proxies(calm, host)
+    workers = {line for line in containers(calm, host) if "-worker-" in line}
+    names = [socket_of(calm, host, f"published/cxbcore_{n}.sock") for n in ALL]
+    with held(calm, other, 2), calm.calls(host) as lost:
+        (background,) = calm.attach(host, 1, seconds=15)
+        (talking,) = busy(calm, host)
+        lost.start(2)
+        assert lost.wait_open() == 2
+        sessions = {call.session for call in lost.report().calls}
+        assert delivered(calm, sessions) == set(), "their results come with their end"
+        calm.ssh(host, f"kill -KILL {master}")
+        calm.until(lambda: len(lost.report().closed_early) == 2, 5, "the calls through the dead proxy ended")
+        calm.until(lambda: pid(calm, host, "proxy") not in (0, master), REPAIR_SECONDS, "Docker restarts the proxy")
+        calm.until(lambda: health_answers(calm, host), REPAIR_SECONDS, "the port answers again")
+        wait_states(calm, host, ALL | {talking: "on a call"})
+        assert proxies(calm, host) == running, "the same container, started again"
+        assert {line for line in containers(calm, host) if "-worker-" in line} == workers
+        assert [socket_of(calm, host, f"published/cxbcore_{n}.sock") for n in ALL] == names
+        again = time.time()
+        with calm.calls(host) as new:
+            new.start(20)
+            assert new.wait_open() == WORKERS - 1
+            assert set(new.report().refused) <= {429, 503}
+            new.stop()
+            assert [call for call in new.report().calls if call.opened and not call.clean] == []
+        starts = [event["worker"] for event in calm.events(host, again) if event["event"] == "start"]
+        assert sorted(starts) == sorted(str(n) for n in ALL if n != talking)
+    assert calm.doubled(began) == []
+    calm.until(lambda: delivered(calm, sessions) == sessions, 30, "the results of the lost calls are with the API")
+    calm.wait_idle()
+    ends = [event for event in calm.events(host, began) if event.get("session") == background.session]
+    assert [event["event"] for event in ends] == ["start", "end"]
+    calm.until(lambda: open_now(calm) == SLOTS, 15, "the ingress finds every slot")
+    assert calm.converge("--limit", host).changed == 0
+
+
+def delivered(fleet: Fleet, sessions: set[str]) -> set[str]:
+    """Those of these calls whose results the API has."""
+    return sessions & {
+        one["session_id"] for one in json.loads(fleet.ssh("hub", f"{CURL} {API}/call-results"))["results"]
+    }
 
 
 def test_a_new_proxy_definition_takes_over_beside_the_old_one(calm: Fleet) -> None:

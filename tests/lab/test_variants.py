@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,6 +161,49 @@ def test_an_ssh_config_with_a_jump_host_is_used(vox: Fleet, tmp_path: Path) -> N
     assert done.changed == 0, done.output[-3000:]
     log = vox.ssh("eu1-a", f"journalctl --since '{began}' -o cat | grep 'Accepted publickey' || true")
     assert f"from {lab.hub.address}" in log, log
+
+
+@contextmanager
+def ssh_agent(fleet: Fleet, folder: Path) -> Iterator[Path]:
+    """The socket of an agent that holds the lab's key alone."""
+    sock = folder / "agent.sock"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", sock], stdout=subprocess.DEVNULL) as agent:
+        try:
+            fleet.until(sock.exists, 10, "the agent listens")
+            subprocess.run(
+                ["ssh-add", "-q", fleet.lab.ssh_key], env=os.environ | {"SSH_AUTH_SOCK": str(sock)}, check=True
+            )
+            yield sock
+        finally:
+            agent.terminate()
+
+
+def test_a_key_that_only_an_agent_holds_is_used(vox: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key in the site file nor in the operator's home: the agent's opens every host, and again for the firewall.
+
+    Control: without the agent the run says so of each host and opens none.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vox.ssh("eu1-a", "nft delete table inet callfleet")  # new rules are kept once a second connection succeeded
+
+    def keyless(site: dict[str, Any]) -> None:
+        del site["ssh"]["key"]
+
+    with vox.edited(keyless):
+        with ssh_agent(vox, tmp_path) as sock:
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(sock))
+            loaded = vox.converge()
+            assert vox.converge().changed == 0
+        monkeypatch.delenv("SSH_AUTH_SOCK")
+        refused = vox.pyinfra("-y")
+    assert len(loaded.planned) == 1
+    assert "eu1-a: load setting nftables table inet callfleet" in loaded.planned.pop()
+    assert refused.code != 0
+    assert " Connected" not in refused.output
+    for host in vox.lab.hosts:
+        said = [line for line in refused.output.splitlines() if f"[{host.name}]" in line]
+        assert any("authentication" in line.lower() for line in said), refused.output[-3000:]
+    assert "Traceback" not in refused.output
 
 
 def test_a_wrong_host_key_is_refused(vox: Fleet, tmp_path: Path) -> None:
