@@ -354,6 +354,22 @@ def test_the_dialler_ticks_places_calls_and_reserves(tmp_path: Path) -> None:
         assert host.http.get("/health/fleet").json()["fleet_calls"] == 1
 
 
+def test_a_call_of_the_dialler_rings_until_it_is_answered(tmp_path: Path) -> None:
+    """A test decides when a call is in set-up, and for how long."""
+    port = free_port()
+    with (
+        fake_host(tmp_path) as host,
+        running("dialler", f"http://127.0.0.1:{port}", FLEET_URLS=host.base_url, HEALTH_PORT=str(port)) as dialler,
+    ):
+        assert dialler.http.post("/standin/dial").json()["host"] == host.base_url
+        assert dialler.http.get("/health").json()["calls_in_setup"] == 1
+        assert dialler.http.post("/standin/dial").status_code == 503, "its one slot is reserved"
+        assert host.http.get("/health/fleet").json()["fleet_calls"] == 0
+        dialler.http.post("/standin/answer")
+        wait_until(lambda: dialler.http.get("/health").json()["calls_in_setup"] == 0)
+        assert host.http.get("/health/fleet").json()["fleet_calls"] == 1
+
+
 def test_the_dialler_is_unhealthy_without_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """503 after 30 s without a tick."""
     idle = Dialler({})
