@@ -84,6 +84,16 @@ def test_a_background_call_outlives_its_post(one: Standin, route: str) -> None:
     assert one.http.get("/health").json()["worker_calls"] == 0
 
 
+def test_the_caller_of_a_background_call_may_hang_up(one: Standin) -> None:
+    """A call of unknown length, ended by whoever placed it."""
+    assert one.http.post("/standin/hangup?session_id=long").status_code == 404
+    one.http.post("/attach", json={"bot_id": "demo", "session_id": "long", "seconds": 300})
+    assert one.http.get("/health?alone=1").json()["worker_calls"] == 1
+    assert one.http.post("/standin/hangup?session_id=long").status_code == 200
+    wait_until(lambda: one.http.get("/health?alone=1").json()["worker_calls"] == 0)
+    assert one.http.get("/standin/counters").json()["end"] == 1
+
+
 def test_only_dispatch_counts_destructive_rejections(tmp_path: Path) -> None:
     """429 and 404 to dispatch are counted; the same on other routes are not."""
     with api(tmp_path) as control, worker(tmp_path, CONFIG_URL=f"{control.base_url}/api/v1/config") as standin:
