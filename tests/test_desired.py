@@ -118,6 +118,11 @@ def test_retries_cover_every_host_twice(site: Site) -> None:
     assert "429" not in dispatch[: dispatch.index("backend dispatch_full")], "dispatch must never be sent twice"
 
 
+def test_the_host_proxy_writes_no_line_for_each_call(site: Site) -> None:
+    """Its output has a reader only while dockerd runs: a full pipe would stop every call of the host."""
+    assert "-q" in compose(expected(site, "a"), "cxb-fleet")["proxy"]["entrypoint"]
+
+
 # Shared values
 
 
