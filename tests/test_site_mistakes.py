@@ -80,8 +80,8 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         "brand_overrides.dialler_quiet.equals",
         "true or false",
     ),
-    "version of what is not held": (put("versions", {"haproxi": "3.0"}), 'versions.haproxi', "Did you mean haproxy?"),
-    "version of the other engine": (put("versions", {"docker-ce": "5:28"}), "versions.docker-ce", "docker.source debian"),
+    "version of what is not held": (put("versions", {"haproxi": "3.0"}), "versions.haproxi", "Did you mean haproxy?"),
+    "version of the other engine": (put("versions", {"docker-ce": "5:28"}), "versions.docker-ce", "docker.source"),
     "version that is none": (put("versions", {"haproxy": "latest"}), "versions.haproxy", "package version"),
     "brand unknown": (put("brand", "cxbrige"), "brand", "Did you mean cxbridge?"),
     "brand override unknown": (

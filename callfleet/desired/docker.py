@@ -96,7 +96,7 @@ def _merged(kept: dict[str, Any]) -> dict[str, Any]:
     if merged["log-driver"] == "json-file":
         options = merged.get("log-opts", {})
         if not isinstance(options, dict):
-            raise CallfleetError(f"{DAEMON_JSON} has log-opts that are not an object; repair it by hand, its keys are kept")
+            raise CallfleetError(f"{DAEMON_JSON} has log-opts that are no object; repair it by hand, its keys are kept")
         merged["log-opts"] = {**ROTATION, **options}
     return merged
 

@@ -58,7 +58,10 @@ def remains() -> dict[str, list[str]]:
     found = {
         "links": [link["ifname"] for link in links if link["ifname"] in mine or link.get("master") in mine],
         "rules": [
-            line for table in network.TABLES for line in told("iptables", "-w", "-t", table, "-S") if label(KILLED) in line
+            line
+            for table in network.TABLES
+            for line in told("iptables", "-w", "-t", table, "-S")
+            if label(KILLED) in line
         ],
         "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{KILLED}/" in line],
         "groups": [str(path) for root in cgroups.hierarchies() for path in root.glob(f"{label(KILLED)}*")],
