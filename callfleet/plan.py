@@ -202,7 +202,7 @@ def _package(item: Package, actual: Actual) -> list[Change]:
     if item.version and state.version != item.version:
         # Never an upgrade on the quiet: it stops containers.
         found = f"{state.version} is installed, {item.version} is declared"
-        reason = f"{found}: an engine is upgraded through drain, by hand"
+        reason = f"{found}: what carries calls is upgraded through drain, by hand"
         return [Change("package", item.name, Word.BLOCKED, reason, item)]
     if item.hold and not state.held:
         return [Change("package", item.name, Word.HOLD, "an upgrade would stop what it runs", item)]

@@ -1,6 +1,8 @@
 """Defaults of every site: plain literals only. Site files override ports and limits; brands are chosen by name."""
 
 # What differs between the names under which the same software is sold. Names, never behaviour.
+# dialler_quiet: the Dialler may be restarted while the JSON document at `path` of its health port has `field` equal to
+# `equals` (a whole number, text, true or false).
 brands = {
     "cxbridge": {
         "name": "CX Bridge",
@@ -9,6 +11,7 @@ brands = {
         "socket_prefix": "cxbcore",
         "worker_env_prefix": "CXBCORE",
         "secret_header": "X-CXBCore-Secret",
+        "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
         "services": {"api": "cxb-api", "dialler": "cxb-dialler", "console": "cxb-console"},
         "images": {
             "core_worker": "cxb-core-worker",
@@ -24,6 +27,7 @@ brands = {
         "socket_prefix": "voxcore",
         "worker_env_prefix": "VOXCORE",
         "secret_header": "X-VoxCore-Secret",
+        "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
         "services": {"api": "vox-api", "dialler": "vox-dialler", "console": "vox-console"},
         "images": {
             "core_worker": "vox-core-worker",

@@ -27,9 +27,21 @@ from callfleet.desired import expected_host
 from callfleet.desired.firewall import rules
 from callfleet.desired.registration import core_fleet
 from callfleet.errors import CallfleetError
-from callfleet.expected import CERTIFICATE_CHECK, Command, Directory, ExpectedHost, File, Item, Stack, Unit, unit_check
+from callfleet.expected import (
+    CERTIFICATE_CHECK,
+    Command,
+    Directory,
+    ExpectedHost,
+    File,
+    Item,
+    Package,
+    Stack,
+    Unit,
+    unit_check,
+)
 from callfleet.plan import plan
 from callfleet.site import Site, load_site
+from callfleet.site.schema import HELD_PACKAGES, HELD_PROXY
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -115,6 +127,11 @@ def test_retries_cover_every_host_twice(site: Site) -> None:
     assert re.search(r"backend workers\n(?:.*\n)*?    retries 16\n", fleet)
     dispatch = fleet[fleet.index("backend dispatch\n") :]
     assert "429" not in dispatch[: dispatch.index("backend dispatch_full")], "dispatch must never be sent twice"
+
+
+def test_the_host_proxy_writes_no_line_for_each_call(site: Site) -> None:
+    """Its output has a reader only while dockerd runs: a full pipe would stop every call of the host."""
+    assert "-q" in compose(expected(site, "a"), "cxb-fleet")["proxy"]["entrypoint"]
 
 
 # Shared values
@@ -479,13 +496,94 @@ def test_urls_of_others_are_data_in_the_script_that_writes_the_list(site: Site, 
 
 @pytest.mark.parametrize(
     ("content", "kept"),
-    [(b"", {}), (b"{}", {}), (b'{"dns": ["10.0.0.1"], "live-restore": false}', {"dns": ["10.0.0.1"]})],
+    [
+        (b"", {}),
+        (b"{}", {}),
+        (b'{"dns": ["10.0.0.1"], "live-restore": false}', {"dns": ["10.0.0.1"]}),
+        (b'{"log-driver": "journald", "log-opts": {"tag": "x"}}', {"log-driver": "journald", "log-opts": {"tag": "x"}}),
+        (b'{"log-driver": "local"}', {"log-driver": "local", "log-opts": None}),
+        (b'{"default-address-pools": []}', {"default-address-pools": []}),
+        (
+            b'{"default-address-pools": [{"base": "10.9.0.0/16", "size": 26}], "log-opts": {"max-size": "1g"}}',
+            {
+                "default-address-pools": [{"base": "10.9.0.0/16", "size": 26}],
+                "log-opts": {"max-size": "1g", "max-file": "3"},
+            },
+        ),
+        (
+            b'{"log-driver": "json-file", "log-opts": {"labels": "a"}}',
+            {"log-driver": "json-file", "log-opts": {"labels": "a", "max-size": "10m", "max-file": "3"}},
+        ),
+    ],
 )
 def test_an_operators_own_keys_in_daemon_json_are_kept(content: bytes, kept: dict[str, Any], site: Site) -> None:
-    """Ours win, the others stay."""
+    """live-restore is insisted upon; rotation is filled in for json-file alone, where it is missing."""
     written = daemon_json(site, content)
-    assert {key: written[key] for key in kept} == kept
+    assert {key: written.get(key) for key in kept} == kept
     assert written["live-restore"] is True
+    assert daemon_json(site, json.dumps(written).encode()) == written
+
+
+def test_a_bare_host_gets_rotation_and_pools_of_its_own(site: Site) -> None:
+    """Nothing was said before: everything is ours."""
+    assert daemon_json(site, b"") == {
+        "live-restore": True,
+        "log-driver": "json-file",
+        "log-opts": {"max-size": "10m", "max-file": "3"},
+        "default-address-pools": [{"base": "172.30.0.0/16", "size": 24}],
+    }
+
+
+@pytest.mark.parametrize("source", ["debian", "docker"])
+def test_every_held_package_can_be_pinned(source: str, tmp_path: Path) -> None:
+    """The engine, what it runs on, and the native proxy; packages that are not named are held at what is installed."""
+    names = (*HELD_PACKAGES[source], HELD_PROXY)
+
+    def pin(data: dict[str, Any]) -> None:
+        data["docker"] = {"source": source}
+        data["versions"] = {name: f"1.{n}" for n, name in enumerate(names)}
+
+    for pinned in (made(tmp_path, pin), made(tmp_path, lambda data: data.update(docker={"source": source}))):
+        found = {item.name: item for host in ("a", "front") for item in expected(pinned, host).items()
+                 if isinstance(item, Package)}  # fmt: skip
+        assert {name: found[name].version for name in names} == {n: pinned.versions.get(n, "") for n in names}
+        assert {name for name, item in found.items() if item.hold} == set(names)
+
+
+# What stops
+
+
+@pytest.mark.parametrize("seconds", [600, 86400])
+def test_a_stack_may_stop_for_longer_than_the_longest_call(seconds: int, tmp_path: Path) -> None:
+    """The unit's limit, above every container's own, follows the site; the unit itself sets none."""
+    found = made(tmp_path, lambda data: data.update(calls={"max_seconds": seconds}))
+    for host, name in (("a", "cxb-fleet"), ("app", "cxb-app"), ("app", "cxb-dialler")):
+        built = expected(found, host)
+        drop_in = files(built)[f"/etc/systemd/system/stack@{name}.service.d/callfleet.conf"].content.decode()
+        (limit,) = re.findall(r"^TimeoutStopSec=(\d+)$", drop_in, re.MULTILINE)
+        graces = [int(service.get("stop_grace_period", "0s")[:-1]) for service in compose(built, name).values()]
+        assert int(limit) > max(seconds, *graces)
+    unit = files(expected(found, "a"))["/etc/systemd/system/stack@.service"].content.decode()
+    assert "TimeoutStopSec=infinity" in unit
+
+
+# The Dialler
+
+
+def test_the_diallers_quiet_rule_is_data_of_the_brand(tmp_path: Path) -> None:
+    """Another field and value, for a Dialler that says it otherwise."""
+
+    def otherwise(data: dict[str, Any]) -> None:
+        data["brand_overrides"] = {"dialler_quiet": {"path": "/state", "field": "idle", "equals": True}}
+
+    for found, rule in (
+        (made(tmp_path), {"url": "http://127.0.0.1:8090/health", "field": "calls_in_setup", "equals": 0}),
+        (made(tmp_path, otherwise), {"url": "http://127.0.0.1:8090/state", "field": "idle", "equals": True}),
+    ):
+        stack_json = json.loads(files(expected(found, "app"))["/opt/stacks/cxb-dialler/stack.json"].content)
+        quiet = stack_json["services"]["cxb-dialler"]["quiet"]
+        assert quiet == rule
+        assert type(quiet["equals"]) is type(rule["equals"])
 
 
 def test_a_daemon_json_that_is_right_is_left_as_it_is_laid_out(site: Site) -> None:
@@ -496,7 +594,7 @@ def test_a_daemon_json_that_is_right_is_left_as_it_is_laid_out(site: Site) -> No
     assert found["/etc/docker/daemon.json"].content == content
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", Unknown("larger than 64 KiB")])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"log-opts": []}', Unknown("larger than 64 KiB")])
 def test_a_daemon_json_that_cannot_be_understood_is_not_overwritten(content: bytes | Unknown, site: Site) -> None:
     """The operator's keys would be lost: this host fails with a sentence instead."""
     with pytest.raises(CallfleetError, match=r"/etc/docker/daemon\.json .*keys"):

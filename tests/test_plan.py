@@ -142,7 +142,7 @@ DIFFERENCES: list[tuple[Item, dict[str, Any], list[str]]] = [
     (
         Package("p", "2.0"),
         {},
-        ["blocked p: 1.0 is installed, 2.0 is declared: an engine is upgraded through drain, by hand"],
+        ["blocked p: 1.0 is installed, 2.0 is declared: what carries calls is upgraded through drain, by hand"],
     ),
     (Unit("u.service"), {"units": {"u.service": None}}, ["enable u.service: new", "start u.service: new"]),
     (

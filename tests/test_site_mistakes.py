@@ -75,6 +75,14 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "format of the future": (put("callfleet", 2), "callfleet", "reads format version 1"),
     "format as text": (put("callfleet", "1"), "callfleet", "callfleet: 1"),
     "stage unknown": (put("stage", "production"), "stage", "'prod'"),
+    "brand override of another kind": (
+        put("brand_overrides", {"dialler_quiet": {"equals": [0]}}),
+        "brand_overrides.dialler_quiet.equals",
+        "true or false",
+    ),
+    "version of what is not held": (put("versions", {"haproxi": "3.0"}), "versions.haproxi", "Did you mean haproxy?"),
+    "version of the other engine": (put("versions", {"docker-ce": "5:28"}), "versions.docker-ce", "docker.source"),
+    "version that is none": (put("versions", {"haproxy": "latest"}), "versions.haproxy", "package version"),
     "brand unknown": (put("brand", "cxbrige"), "brand", "Did you mean cxbridge?"),
     "brand override unknown": (
         put("brand_overrides", {"secret_haeder": "X"}),

@@ -84,6 +84,16 @@ def test_a_background_call_outlives_its_post(one: Standin, route: str) -> None:
     assert one.http.get("/health").json()["worker_calls"] == 0
 
 
+def test_the_caller_of_a_background_call_may_hang_up(one: Standin) -> None:
+    """A call of unknown length, ended by whoever placed it."""
+    assert one.http.post("/standin/hangup?session_id=long").status_code == 404
+    one.http.post("/attach", json={"bot_id": "demo", "session_id": "long", "seconds": 300})
+    assert one.http.get("/health?alone=1").json()["worker_calls"] == 1
+    assert one.http.post("/standin/hangup?session_id=long").status_code == 200
+    wait_until(lambda: one.http.get("/health?alone=1").json()["worker_calls"] == 0)
+    assert one.http.get("/standin/counters").json()["end"] == 1
+
+
 def test_only_dispatch_counts_destructive_rejections(tmp_path: Path) -> None:
     """429 and 404 to dispatch are counted; the same on other routes are not."""
     with api(tmp_path) as control, worker(tmp_path, CONFIG_URL=f"{control.base_url}/api/v1/config") as standin:
@@ -351,6 +361,22 @@ def test_the_dialler_ticks_places_calls_and_reserves(tmp_path: Path) -> None:
         assert health["last_tick_age"] < 2
         wait_until(lambda: 'dialler_events_total{event="placed"} 1' in dialler.http.get("/metrics").text)
         assert "attach_429" not in dialler.http.get("/metrics").text
+        assert host.http.get("/health/fleet").json()["fleet_calls"] == 1
+
+
+def test_a_call_of_the_dialler_rings_until_it_is_answered(tmp_path: Path) -> None:
+    """A test decides when a call is in set-up, and for how long."""
+    port = free_port()
+    with (
+        fake_host(tmp_path) as host,
+        running("dialler", f"http://127.0.0.1:{port}", FLEET_URLS=host.base_url, HEALTH_PORT=str(port)) as dialler,
+    ):
+        assert dialler.http.post("/standin/dial").json()["host"] == host.base_url
+        assert dialler.http.get("/health").json()["calls_in_setup"] == 1
+        assert dialler.http.post("/standin/dial").status_code == 503, "its one slot is reserved"
+        assert host.http.get("/health/fleet").json()["fleet_calls"] == 0
+        dialler.http.post("/standin/answer")
+        wait_until(lambda: dialler.http.get("/health").json()["calls_in_setup"] == 0)
         assert host.http.get("/health/fleet").json()["fleet_calls"] == 1
 
 

@@ -82,9 +82,9 @@ def dialler(context: Context) -> Concern:
         },
     )
     quiet = {
-        "url": f"http://{LOOPBACK}:{site.ports.dialler_health}/health",
-        "field": "calls_in_setup",
-        "equals": 0,
+        "url": f"http://{LOOPBACK}:{site.ports.dialler_health}{brand.dialler_quiet.path}",
+        "field": brand.dialler_quiet.field,
+        "equals": brand.dialler_quiet.equals,
     }
     guarded = Service("guarded", spec.spec, secrets=spec.secrets, made_from=spec.made_from, quiet=quiet)
     return project(context, "dialler", service, {service: guarded})

@@ -10,18 +10,18 @@ from callfleet.actual import Actual, Os, Unknown
 from callfleet.desired.context import Context
 from callfleet.errors import CallfleetError
 from callfleet.expected import Command, Concern, Directory, File, Item, Package, Unit
+from callfleet.site.schema import HELD_PACKAGES
 from callfleet.templates import render
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 AUTH_DIR = "/etc/callfleet/docker"
 
-# What we insist on; every other key of an existing daemon.json is the operator's and is kept.
-DAEMON = {
-    "live-restore": True,
-    "log-driver": "json-file",
-    "log-opts": {"max-size": "10m", "max-file": "3"},
-    "default-address-pools": [{"base": "172.30.0.0/16", "size": 24}],
-}
+# What we insist on: with it containers outlive the daemon.
+INSISTED = {"live-restore": True}
+# What an operator's own daemon.json may say otherwise, key by key.
+PREFERRED = {"log-driver": "json-file", "default-address-pools": [{"base": "172.30.0.0/16", "size": 24}]}
+# Where the driver is json-file, which keeps everything for ever unless told otherwise.
+ROTATION = {"max-size": "10m", "max-file": "3"}
 
 PACKAGES = {
     "debian": ("containerd", "runc", "docker.io", "docker-cli", "docker-compose", "iptables"),
@@ -40,7 +40,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
     if not context.host.roles & {"fleet", "app"}:
         return None
     source = context.site.docker.source
-    version = context.site.docker.version or ""
+    versions = context.site.versions
     return Concern(
         "docker",
         (
@@ -53,8 +53,8 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             *(
                 Package(
                     name,
-                    version=version if name == ENGINE[source] else "",
-                    hold=name != "iptables",
+                    version=versions.get(name, ""),
+                    hold=name in HELD_PACKAGES[source],
                     never_beside=OTHERS[source] if name in (ENGINE[source], "docker-cli", "docker-ce-cli") else (),
                 )
                 for name in PACKAGES[source]
@@ -85,9 +85,20 @@ def _daemon_json(actual: Actual | None) -> bytes:
             raise CallfleetError(f"{DAEMON_JSON} could not be read, and its own keys must be kept: {content.reason}")
         if content is not None and content.strip():
             kept = _operators(content)
-            if all(kept.get(key) == value for key, value in DAEMON.items()):
+            if _merged(kept) == kept:
                 return content  # already right, however it is laid out
-    return (json.dumps(kept | DAEMON, indent=2) + "\n").encode()
+    return (json.dumps(_merged(kept), indent=2) + "\n").encode()
+
+
+def _merged(kept: dict[str, Any]) -> dict[str, Any]:
+    """An operator's keys with what we insist on, and with what they leave open."""
+    merged = {**PREFERRED, **kept, **INSISTED}
+    if merged["log-driver"] == "json-file":
+        options = merged.get("log-opts", {})
+        if not isinstance(options, dict):
+            raise CallfleetError(f"{DAEMON_JSON} has log-opts that are no object; repair it by hand, its keys are kept")
+        merged["log-opts"] = {**ROTATION, **options}
+    return merged
 
 
 def _operators(content: bytes) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def front(context: Context, actual: Actual | None) -> Concern | None:
     return Concern(
         "front",
         (
-            Package("haproxy", hold=True),
+            Package("haproxy", version=site.versions.get("haproxy", ""), hold=True),
             Directory(FOLDER),
             Directory(f"{FOLDER}/tls", mode="0700"),
             Directory("/run/callfleet-ingress", mode="0700"),

@@ -94,6 +94,7 @@ def project(
     tmp_items: tuple[Item, ...] = ()
     if tmpfiles:
         tmp_items = (File(f"/etc/tmpfiles.d/{name}.conf", f"# Written by callfleet.\n{tmpfiles}".encode()),)
+    drop_in = f"/etc/systemd/system/stack@{name}.service.d"
     compose = render("stack/compose.yml.j2", host=context.host.name, stack=name, services=rendered)
     return Concern(
         concern,
@@ -105,6 +106,8 @@ def project(
             Directory(f"/etc/callfleet/stacks/{name}"),
             *directories,
             *tmp_items,
+            Directory(drop_in),
+            File(f"{drop_in}/callfleet.conf", render("stack/stop.conf.j2", stop_seconds=stop_seconds(context))),
             *secret_files,
             *files,
             Images(images),
@@ -129,6 +132,11 @@ def project(
             ),
         ),
     )
+
+
+def stop_seconds(context: Context) -> int:
+    """How long systemd lets a stack stop: above the longest call and the grace that every container has beyond it."""
+    return context.site.calls.max_seconds + 600
 
 
 def _env_name(service: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from callfleet.document import Document, Place, nearest
 from callfleet.errors import Problem
 from callfleet.site.model import Site, covering, ingress_name, is_documentation
-from callfleet.site.schema import Variables
+from callfleet.site.schema import HELD_PACKAGES, HELD_PROXY, Variables
 
 # Values that every host must agree on, by the place where they are declared once.
 _DECLARED_ONCE = {
@@ -30,7 +30,7 @@ _PINNED_STAGES = ("staging", "prod")
 def check(site: Site, document: Document, release: Document | None) -> list[Problem]:
     """Every contradiction in a site. `release` is None when the release file could not be read, which is known then."""
     checks = [_site, _names, _addresses, _ports, _workers, _roles, _ingress, _public_names, _certificates,
-              _internal_tls, _secrets, _variables]  # fmt: skip
+              _internal_tls, _secrets, _variables, _versions]  # fmt: skip
     problems = [problem for each in checks for problem in each(site, document)]
     return [*problems, *_images(site, release)] if release else problems
 
@@ -278,6 +278,17 @@ def _variables(site: Site, document: Document) -> Iterator[Problem]:
                     )  # fmt: skip
                 elif kind == "environment" and key in variables.secret_environment:
                     yield document.problem(here, "each variable once", got="one that secret_environment has too")
+
+
+def _versions(site: Site, document: Document) -> Iterator[Problem]:
+    """Only what is held can be pinned: any other package's version would have no effect."""
+    known = (*HELD_PACKAGES[site.docker.source], HELD_PROXY)
+    for name in site.versions:
+        if name not in known:
+            yield document.problem(
+                ("versions", name), f"a package that is held with docker.source {site.docker.source}",
+                got="another name", hint=nearest(name, known),
+            )  # fmt: skip
 
 
 def _images(site: Site, release: Document) -> Iterator[Problem]:

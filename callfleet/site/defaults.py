@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from callfleet.document import Document, Strict, Text, validate
+from callfleet.document import Document, Strict, Text, expected, text, validate
 from callfleet.errors import Problem
 from callfleet.release import ImageName
 from callfleet.site.schema import Name, Port
@@ -36,6 +36,20 @@ class BrandImages(Strict):
     console: ImageName
 
 
+def _plain(value: object) -> object:
+    if not isinstance(value, bool | int | str):
+        raise expected("a whole number, text, true or false")
+    return value
+
+
+class DiallerQuiet(Strict):
+    """The Dialler may be restarted while the document at `path` of its health port has `field` equal to `equals`."""
+
+    path: Annotated[str, text(lambda value: value.startswith("/") and value.isprintable(), "a path such as /health")]
+    field: Text
+    equals: Annotated[bool | int | str, BeforeValidator(_plain)]
+
+
 class Brand(Strict):
     """What differs between the names under which the same software is sold."""
 
@@ -45,6 +59,7 @@ class Brand(Strict):
     socket_prefix: Name
     worker_env_prefix: Text
     secret_header: Text
+    dialler_quiet: DiallerQuiet
     services: BrandServices
     images: BrandImages
 

@@ -263,6 +263,11 @@ class Site:
         return self.declared.docker
 
     @property
+    def versions(self) -> Mapping[str, str]:
+        """The declared `versions` section: held package to exact version."""
+        return self.declared.versions
+
+    @property
     def names(self) -> Mapping[str, str]:
         """Static names (DNS name to address) for sites whose names no DNS server knows."""
         return self.declared.names

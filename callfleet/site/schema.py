@@ -299,10 +299,20 @@ class Firewall(Strict):
 
 
 class Docker(Strict):
-    """Where Docker comes from, and which version is held."""
+    """Where Docker comes from."""
 
     source: Literal["debian", "docker"] = "debian"
-    version: Text | None = None
+
+
+# Packages whose upgrade would stop what carries calls, by where Docker comes from: each is held, and may be pinned.
+HELD_PACKAGES = {
+    "debian": ("containerd", "runc", "docker.io", "docker-cli", "docker-compose"),
+    "docker": ("containerd.io", "docker-ce", "docker-ce-cli", "docker-compose-plugin"),
+}
+HELD_PROXY = "haproxy"
+PackageVersion = Annotated[
+    str, text(re.compile(r"[0-9][A-Za-z0-9.+:~-]*").fullmatch, "a Debian package version such as 3.0.11-1+deb13u2")
+]
 
 
 class SiteFile(Strict):
@@ -328,4 +338,5 @@ class SiteFile(Strict):
     ports: SitePorts = SitePorts()
     firewall: Firewall = Firewall()
     docker: Docker = Docker()
+    versions: Annotated[dict[str, PackageVersion], BeforeValidator(_given)] = Field(default_factory=dict)
     names: Annotated[dict[DnsName, Address], BeforeValidator(_given)] = Field(default_factory=dict)

@@ -5,8 +5,10 @@ Every test begins and ends with a converged, idle lab. Where it is cheap, a test
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 from lab import hosts, lifecycle
 from lab.calls import CallHolder
 from lab.hosts import ssh_command
+from tests.lab.background import background, begin, came_through, hang_up
 from tests.lab.fleet import PYINFRA, ROOT, STACK, WORKERS, Fleet
 from tests.lab.test_calls import down_in_proxy
 from tests.lab.test_converge import API, CURL
@@ -194,7 +197,7 @@ def calm(converged: Fleet) -> Iterator[Fleet]:
 
 
 def test_a_stop_by_hand_does_not_cut_a_call(calm: Fleet) -> None:
-    """`docker compose stop` on a busy worker: the call goes on. Control: SIGTERM cuts one, and the check sees it.
+    """`docker compose stop` on a busy worker: its call goes on, background or not. Controls: SIGTERM cuts one of each.
 
     The worker that SIGTERM ended comes back and is published without any run. The one that was stopped by hand, which
     Docker does not restart once its process is gone, is started by the next run.
@@ -205,15 +208,24 @@ def test_a_stop_by_hand_does_not_cut_a_call(calm: Fleet) -> None:
         control.start(1)
         assert control.wait_open() == 1
         (cut,) = busy(calm, host) - {kept}
-        before = socket_of(calm, host, f"published/cxbcore_{cut}.sock")
-        calm.ssh(host, f"cd {PROJECT} && timeout 3 docker compose stop worker-{kept} || true")
-        calm.ssh(host, f"kill -TERM {pid(calm, host, f'worker-{cut}')}")
-        calm.until(lambda: control.report().closed_early, 5, "the check sees a call that SIGTERM cut")
-        calm.until(lambda: states(calm, host).get(cut) == "idle", REPAIR_SECONDS, "the worker came back by itself")
-        assert socket_of(calm, host, f"published/cxbcore_{cut}.sock") != before
-        assert busy(calm, host) == {kept}
-    calm.ssh(host, f"kill -KILL {pid(calm, host, f'worker-{kept}')}")
-    calm.until(lambda: states(calm, host).get(kept) == "dead", REPAIR_SECONDS, "stopped by hand, so Docker leaves it")
+        with background(calm, host):
+            (silent,) = busy(calm, host) - {kept, cut}
+            (short,) = begin(calm, host)
+            (last,) = busy(calm, host) - {kept, cut, silent}
+            before = socket_of(calm, host, f"published/cxbcore_{cut}.sock")
+            calm.ssh(host, f"cd {PROJECT} && timeout 3 docker compose stop worker-{kept} worker-{silent} || true")
+            calm.ssh(host, f"kill -TERM {pid(calm, host, f'worker-{cut}')} {pid(calm, host, f'worker-{last}')}")
+            calm.until(lambda: control.report().closed_early, 5, "the check sees a call that SIGTERM cut")
+            with pytest.raises(AssertionError, match="'event': 'cut'"):
+                came_through(calm, host, short)
+            back = {cut: "idle", last: "idle"}
+            calm.until(lambda: back.items() <= states(calm, host).items(), REPAIR_SECONDS, "both came back")
+            assert socket_of(calm, host, f"published/cxbcore_{cut}.sock") != before
+            assert busy(calm, host) == {kept, silent}
+    pids = [str(pid(calm, host, f"worker-{n}")) for n in (kept, silent)]
+    calm.ssh(host, f"kill -KILL {' '.join(pids)}")
+    gone = {kept: "dead", silent: "dead"}
+    calm.until(lambda: gone.items() <= states(calm, host).items(), REPAIR_SECONDS, "Docker leaves them stopped")
     assert calm.converge().pending == []
     wait_states(calm, host, ALL)
 
@@ -241,14 +253,16 @@ def test_a_crashed_worker_is_published_again_and_a_drained_one_is_not(calm: Flee
 
 
 def test_a_restart_of_docker_leaves_calls_and_the_stack_alone(calm: Fleet) -> None:
-    """`systemctl restart docker` under 4 calls: no gap, no container started anew, the stack's unit was not stopped."""
+    """`systemctl restart docker` under 4 calls, two in the background: no gap, none cut.
+
+    No container is started anew, and the stack's unit was not stopped.
+    """
     host = calm.fleet_names[0]
     assert calm.ssh(host, "docker info -f '{{.LiveRestoreEnabled}}'").strip() == "true"
     before, stack = containers(calm, host), unit(calm, host, UNIT)
     daemon = unit(calm, host, "docker.service")
-    with held(calm, host, WORKERS):
+    with held(calm, host, WORKERS - 2), background(calm, host, 2):
         calm.ssh(host, "systemctl restart docker")
-        time.sleep(2)
     assert unit(calm, host, "docker.service") != daemon
     assert containers(calm, host) == before
     assert "ActiveState=active" in stack
@@ -256,10 +270,10 @@ def test_a_restart_of_docker_leaves_calls_and_the_stack_alone(calm: Fleet) -> No
 
 
 def test_calls_go_on_and_begin_while_docker_is_down(calm: Fleet) -> None:
-    """No daemon for 20 s: no gap, a new call finds the free slot, and nothing counts as free to be stopped."""
+    """No daemon for 20 s: no gap, none cut, a new call finds the free slot, nothing counts as free to be stopped."""
     host = calm.fleet_names[0]
     before = containers(calm, host)
-    with held(calm, host, WORKERS - 1):
+    with held(calm, host, WORKERS - 2), background(calm, host):
         calm.ssh(host, "systemctl stop docker.socket docker.service")
         began = time.monotonic()
         try:
@@ -293,20 +307,25 @@ def test_up_replaces_nothing(calm: Fleet) -> None:
 
 
 def test_stopping_the_stack_waits_for_its_calls(calm: Fleet) -> None:
-    """`systemctl stop` of the stack under a call: no gap, new calls go to the other host, it ends with the call."""
+    """`systemctl stop` of the stack under a call and a background call: no gap, new calls go to the other host.
+
+    It ends with its last call, the background one, whose result arrives although its worker is stopped right after it.
+    """
     host, other = calm.fleet_names
     with held(calm, host, 1) as last:
+        (silent,) = begin(calm, host)
         calm.ssh(host, f"systemctl stop --no-block {UNIT}")
-        idle = WORKERS - 1
+        idle = WORKERS - 2
         calm.until(lambda: list(states(calm, host).values()).count("dead") == idle, 30, "idle workers are stopped")
         with held(calm, "calls", WORKERS):
             assert len(busy(calm, other)) == WORKERS
-            time.sleep(2)
-        assert "ActiveState=deactivating" in unit(calm, host, UNIT)
         assert last.report().closed_early == []
-    calm.until(lambda: "ActiveState=inactive" in unit(calm, host, UNIT), 30, "the stack stops once the call has ended")
+    assert "ActiveState=deactivating" in unit(calm, host, UNIT)
+    assert hang_up(calm, host, silent)
+    calm.until(lambda: "ActiveState=inactive" in unit(calm, host, UNIT), 30, "the stack stops after its calls")
     assert containers(calm, host) == set()
     calm.ssh(host, f"systemctl start {UNIT}")
+    came_through(calm, host, silent)
     wait_states(calm, host, ALL)
     calm.until(lambda: open_now(calm) == SLOTS, 15, "the ingress finds both hosts again")
 
@@ -393,9 +412,10 @@ def test_a_stolen_public_name_is_not_idle_and_is_repaired(calm: Fleet) -> None:
 
 
 def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
-    """Every proxy reloaded under a full fleet: no gap, nothing doubled. Then one crashes: drained stays drained.
+    """Every proxy reloaded under a full fleet: no gap, none cut, nothing doubled. Then one crashes: drained stays so.
 
-    The calls through a process that is killed are lost with it, so here those of the other host are held.
+    The calls through a process that is killed are lost with it, so here those of the other host are held, and at the
+    host of the crash a background call, which needs no proxy.
     """
     host, other = calm.fleet_names
     began = time.time()
@@ -404,7 +424,7 @@ def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
     def slower(site: dict[str, Any]) -> None:
         site.setdefault("calls", {})["tunnel_timeout_seconds"] = 120
 
-    with held(calm, "calls", SLOTS):
+    with background(calm, host), background(calm, other), held(calm, "calls", SLOTS - 2):
         with calm.edited(slower):
             assert calm.converge().pending == []
         assert old_proxies(calm, host) == 1
@@ -419,16 +439,18 @@ def test_a_reload_and_a_crash_of_the_host_proxy(calm: Fleet) -> None:
     assert containers(calm, host) | containers(calm, other) == before
     calm.wait_idle()
     calm.ssh(host, f"slotctl drain {STACK} 2 --reason test")
-    with held(calm, other, 2):
+    with held(calm, other, 2), background(calm, host):
+        (silent,) = busy(calm, host)
         began, master = time.time(), pid(calm, host, "proxy")
         calm.ssh(host, f"kill -KILL $(pgrep -P {master} | tail -1)")
         calm.until(lambda: pid(calm, host, "proxy") not in (0, master), REPAIR_SECONDS, "Docker restarts the proxy")
         calm.until(lambda: health_answers(calm, host), REPAIR_SECONDS, "the port answers again")
         calm.until(lambda: down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the drained slot is down")
         codes = sorted(answer.status for answer in calm.attach(host, 6, seconds=4))
-        assert codes == [200] * (WORKERS - 1) + [429] * 3
+        assert codes == [200] * (WORKERS - 2) + [429] * 4
         assert states(calm, host)[2] == "drained"
-        assert {event["worker"] for event in calm.events(host, began) if event["event"] == "start"} == {"1", "3", "4"}
+        started = {int(event["worker"]) for event in calm.events(host, began) if event["event"] == "start"}
+        assert started == set(ALL) - {2, silent}
     calm.ssh(host, f"slotctl ready {STACK} 2")
     calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the proxy sees the slot again")
 
@@ -486,7 +508,8 @@ def delivered(fleet: Fleet, sessions: set[str]) -> set[str]:
 def test_a_new_proxy_definition_takes_over_beside_the_old_one(calm: Fleet) -> None:
     """A full fleet, another definition of the proxies: a second one takes the port, the first ends with its calls.
 
-    The port answers all the time, no call has a gap, and nobody is sent to a busy worker.
+    The port answers all the time, no call has a gap or is cut, and nobody is sent to a busy worker. systemd's limit for
+    stopping the stack follows the longest call.
     """
     host, began = calm.fleet_names[0], time.time()
     first = proxies(calm, host)
@@ -495,9 +518,10 @@ def test_a_new_proxy_definition_takes_over_beside_the_old_one(calm: Fleet) -> No
         site.setdefault("calls", {})["max_seconds"] = 700
 
     with answering(calm, host) as codes:
-        with held(calm, "calls", SLOTS), calm.edited(longer):
+        with background(calm, host), held(calm, "calls", SLOTS - 1), calm.edited(longer):
             assert len(calm.converge().pending) == SLOTS
             assert len(proxies(calm, host)) == 2
+            assert calm.ssh(host, f"systemctl show -P TimeoutStopUSec {UNIT}").strip() == "21min 40s"
             with calm.calls(host) as burst:
                 burst.start(10)
                 assert burst.wait_open() == 0
@@ -522,6 +546,66 @@ def health_answers(fleet: Fleet, host: str) -> bool:
     name, address = f"{host}.{fleet.lab.domain}", fleet.lab.host(host).address
     ask = f"curl -sk -m 2 -o /dev/null -w '%{{http_code}}' --resolve {name}:443:{address} https://{name}/health/fleet"
     return fleet.ssh("hub", ask, check=False).strip() == "200"
+
+
+@contextmanager
+def kept_alive(fleet: Fleet, host: str) -> Iterator[Callable[[], str]]:
+    """A client that posts short background starts over one connection; each post returns the worker's id."""
+    name, address = f"{host}.{fleet.lab.domain}", fleet.lab.host(host).address
+    with fleet.ssl.wrap_socket(socket.create_connection((address, 443), 10), server_hostname=name) as link:
+        client = http.client.HTTPConnection(name)
+        client.sock, client.auto_open = link, 0  # never a second connection
+
+        def post() -> str:
+            body = json.dumps({"bot_id": "demo", "seconds": 0.01})
+            client.request("POST", "/attach", body, {"Content-Type": "application/json"})
+            answer = client.getresponse()
+            said = json.loads(answer.read())
+            assert answer.status == 200, said
+            assert client.sock is link, "the connection was closed"
+            return str(said["worker_id"])
+
+        yield post
+
+
+def starts_of_a_drained_worker(fleet: Fleet, host: str) -> int:
+    """How many calls a worker logs that begin on a kept-alive connection after the worker's slot was drained."""
+    with kept_alive(fleet, host) as post:
+        used = {post() for _ in range(3 * WORKERS)}
+        assert used == set(map(str, ALL)), "every worker was reached by this connection"
+        drain = [*ssh_command(fleet.lab.host(host)), "--", f"slotctl drain {STACK} 2 --reason test"]
+        with subprocess.Popen(drain, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as draining:
+            while draining.poll() is None:
+                post()  # so that no idle connection to a worker gets old
+        gone, began = socket_of(fleet, host, "published/cxbcore_2.sock"), time.time()
+        assert gone == "none"
+        for _ in range(3 * WORKERS):
+            post()
+    started = [event for event in fleet.events(host, began) if event["event"] == "start"]
+    assert len(started) == 3 * WORKERS
+    fleet.ssh(host, f"slotctl ready {STACK} 2")
+    wait_states(fleet, host, ALL)
+    return sum(event["worker"] == "2" for event in started)
+
+
+def test_a_kept_connection_does_not_reach_a_drained_worker(calm: Fleet) -> None:
+    """A client posts, a slot is drained, the client posts on: nothing starts there.
+
+    Control: where the proxy keeps idle connections to workers and uses them again, calls do start there.
+    """
+    host, config = calm.fleet_names[0], f"{PROJECT}/haproxy/haproxy.cfg"
+    assert starts_of_a_drained_worker(calm, host) == 0
+    reuse = "-e 's/http-reuse never/http-reuse always/' -e '/option http-server-close/d'"
+    calm.ssh(host, f"sed -i {reuse} -e 's/CALLFLEET_CONFIG .*/CALLFLEET_CONFIG reuse/' {config}")
+    try:
+        assert ask_proxy(calm, host, "master", "reload").startswith("Success=1")
+        assert "CALLFLEET_CONFIG=reuse" in ask_proxy(calm, host, "admin", "show env CALLFLEET_CONFIG")
+        calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the slot is seen again")
+        assert starts_of_a_drained_worker(calm, host) > 0
+    finally:
+        done = calm.converge("--limit", host)
+    assert f"{host}: update file {config}: content differs" in done.planned
+    assert "CALLFLEET_CONFIG=reuse" not in ask_proxy(calm, host, "admin", "show env CALLFLEET_CONFIG")
 
 
 def test_stopping_the_ingress_waits_for_its_calls(calm: Fleet) -> None:

@@ -19,7 +19,7 @@ from lab.images import REPOS
 from lab.model import Lab
 from tests.lab.conftest import NAME, lab_command
 from tests.lab.fleet import Converge, Fleet
-from tests.lab.look import differences, docker_events, failed_hosts, outside
+from tests.lab.look import failed_hosts, nothing_to_do
 
 # Long enough that no random secret or certificate holds one by chance.
 FIRST_BRAND = "cxb-|cxb_|cxbcore|cx ?bridge"
@@ -64,16 +64,6 @@ def serves(fleet: Fleet, slots: int, name: str = "calls") -> None:
         assert held.report().clean, held.report().gaps[:5]
 
 
-def nothing_to_do(fleet: Fleet) -> None:
-    """A run changes nothing, seen from outside too."""
-    before = outside(fleet)
-    with docker_events(fleet) as events:
-        done = fleet.converge()
-    assert (done.changed, done.planned) == (0, set()), done.output[-3000:]
-    assert differences(before, outside(fleet)) == []
-    assert [line for line in events if " container " in line and "exec_" not in line] == []
-
-
 # Another brand, reached as another user and through a jump host
 
 
@@ -98,8 +88,20 @@ def vox() -> Iterator[Fleet]:
 
         rewrite(fleet.lab.inventory, brand)
         rewrite(fleet.lab.inventory.with_suffix(".release.yml"), images)
-        assert fleet.converge().pending == []
+        # From bare to converged by a user who is not root: everything that any run does.
+        with fleet.edited(as_ops):
+            began = {host.name: fleet.ssh(host.name, "date '+%F %T'").strip() for host in fleet.lab.hosts}
+            assert fleet.converge().pending == []
+        for host, since in began.items():
+            log = fleet.ssh(host, f"journalctl --since '{since}' -o cat -t sshd-session -t sshd -t sudo")
+            assert "Accepted publickey for ops" in log, log
+            assert "session opened for user root" in log, log
         yield fleet
+
+
+def as_ops(site: dict[str, Any]) -> None:
+    """The site reached as a user with sudo and no password."""
+    site["ssh"]["user"] = "ops"
 
 
 def test_another_brand_serves_and_bears_no_name_of_the_first(vox: Fleet) -> None:
@@ -121,11 +123,8 @@ def test_another_brand_serves_and_bears_no_name_of_the_first(vox: Fleet) -> None
 
 
 def test_a_user_with_sudo_finds_and_does_the_same(vox: Fleet) -> None:
-    """As `ops`: nothing to do on hosts converged as root; then a mode, a missing file and a worker are mended."""
-
-    def as_ops(site: dict[str, Any]) -> None:
-        site["ssh"]["user"] = "ops"
-
+    """Hosts that `ops` converged from bare have nothing to do for `ops` or root; then `ops` mends them."""
+    nothing_to_do(vox)
     with vox.edited(as_ops):
         nothing_to_do(vox)
         path = f"/opt/stacks/{VOX}/secrets/worker.env"
@@ -323,7 +322,10 @@ FOREIGN = """
 set -e
 apt-get -qq update >/dev/null
 DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install docker.io docker-cli >/dev/null 2>&1
-printf '{"labels": ["owner=someone-else"], "debug": false}\\n' > /etc/docker/daemon.json
+cat > /etc/docker/daemon.json <<'END'
+{"labels": ["owner=someone-else"], "debug": false, "log-driver": "local",
+ "default-address-pools": [{"base": "10.99.0.0/16", "size": 26}]}
+END
 systemctl restart docker
 parts=$(ldd "$(command -v sleep)" | grep -o '/[^ ]*')
 tar -ch "$(command -v sleep)" $parts 2>/dev/null | docker import - tiny:1 >/dev/null
@@ -344,8 +346,18 @@ def test_a_docker_that_was_there_keeps_its_containers_and_its_keys(plain: Fleet)
     assert done.pending == []
     assert plain.ssh("eu1-a", look) == before
     daemon = json.loads(plain.ssh("eu1-a", "cat /etc/docker/daemon.json"))
-    assert daemon["labels"] == ["owner=someone-else"]
-    assert daemon["debug"] is False
+    assert daemon == {
+        "labels": ["owner=someone-else"],
+        "debug": False,
+        "log-driver": "local",
+        "default-address-pools": [{"base": "10.99.0.0/16", "size": 26}],
+        "live-restore": True,
+    }
+    assert plain.ssh("eu1-a", "docker info -f '{{.LoggingDriver}}'") == "local\n"
+    subnet = plain.ssh("eu1-a", "docker network inspect -f '{{(index .IPAM.Config 0).Subnet}}' cxb-fleet_default")
+    assert subnet.startswith("10.99."), "the operator's pool is in use"
+    logs = plain.ssh("eu1-a", "docker inspect -f '{{.HostConfig.LogConfig}}' cxb-fleet-worker-1-1")
+    assert logs == "{json-file map[max-file:3 max-size:10m]}\n", "our containers rotate whatever the daemon's default"
     assert plain.ssh("eu1-a", "docker info -f '{{.LiveRestoreEnabled}}'") == "true\n"
     plain.ssh("eu1-a", "systemctl restart docker")
     assert plain.ssh("eu1-a", look) == before, "live-restore holds it over a restart of the daemon"

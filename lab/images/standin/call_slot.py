@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -37,6 +38,7 @@ class Call:
     planned: float | None = None
     campaign: str = ""
     frames: int = 0
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)
 

@@ -54,6 +54,7 @@ class Worker:
         app.add_route("/health/fleet", self.fleet, methods=["GET"])
         app.add_route("/recordings/{key}", self.recording, methods=["GET"])
         app.add_route("/standin/counters", self.counters, methods=["GET"])
+        app.add_route("/standin/hangup", self.hang_up, methods=["POST"])
         return app
 
     @asynccontextmanager
@@ -152,10 +153,14 @@ class Worker:
         return refuse(status, detail)
 
     async def run_background(self, call: Call, longest: float) -> None:
-        """Be in a call for its planned length."""
+        """Be in a call for its planned length, or until the caller hangs up."""
         planned = call.planned or 0.0
-        await asyncio.sleep(min(planned, longest))
-        self.slot.finish(call, "completed" if planned <= longest else "max_duration")
+        try:
+            async with asyncio.timeout(min(planned, longest)):
+                await call.hung_up.wait()
+        except TimeoutError:
+            pass
+        self.slot.finish(call, "completed" if planned <= longest or call.hung_up.is_set() else "max_duration")
 
     async def health(self, request: Request) -> Response:
         """This worker's own state; the host's totals come from siblings, at most a few seconds old."""
@@ -198,6 +203,14 @@ class Worker:
         key = request.path_params["key"]
         path = recording(self.settings, key) if safe_name(key) else None
         return FileResponse(path, media_type="audio/wav") if path else refuse(404, "recording_not_found")
+
+    async def hang_up(self, request: Request) -> Response:
+        """The caller of a background call hangs up (not part of the platform): 404 when it is not on."""
+        session = request.query_params.get("session_id")
+        found = [call for call in self.background.values() if call.session_id == session]
+        for call in found:
+            call.hung_up.set()
+        return reply({"session_id": session}) if found else refuse(404, "no such call")
 
     async def counters(self, _request: Request) -> Response:
         """How often each event happened in this process (not part of the platform)."""

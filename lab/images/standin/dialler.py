@@ -2,6 +2,9 @@
 
 Every tick it polls FLEET_URLS and starts DIAL_RATE calls on the hosts with most free slots.  A reservation covers a
 call from the choice of its host until the host's own health must show it; a restart forgets them all.
+
+Two routes that are not the platform's let a test decide: `POST /standin/dial` starts one call, which rings until
+`POST /standin/answer`.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,7 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from .call_slot import new_session_id
 from .host_picker import attach, most_free, poll_all
-from .wire import VERSION, http_client, new_app, reply
+from .wire import VERSION, http_client, new_app, refuse, reply
 
 UNHEALTHY_AFTER = 30.0  # seconds without a tick
 
@@ -39,6 +43,7 @@ class Dialler:
         self.reserved: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.in_setup: set[asyncio.Task[None]] = set()
+        self.answered = asyncio.Event()
         self.last_tick = time.monotonic()
 
     def app(self) -> FastAPI:
@@ -46,6 +51,8 @@ class Dialler:
         app = new_app("cxb-dialler stand-in", lifespan=self.lifespan)
         app.add_route("/health", self.health, methods=["GET"])
         app.add_route("/metrics", self.metrics, methods=["GET"])
+        app.add_route("/standin/dial", self.dial, methods=["POST"])
+        app.add_route("/standin/answer", self.answer, methods=["POST"])
         return app
 
     @asynccontextmanager
@@ -78,10 +85,14 @@ class Dialler:
             if url is None:
                 self.counts["no_capacity"] += 1
                 continue
-            self.reserved[url] += 1
-            task = asyncio.create_task(self.place(url))
-            self.in_setup.add(task)
-            task.add_done_callback(self.in_setup.discard)
+            self.begin(url, new_session_id(), asyncio.sleep(self.setup_seconds))
+
+    def begin(self, url: str, session: str, ringing: Coroutine[Any, Any, Any]) -> None:
+        """Reserve a slot on a host and set up a call there."""
+        self.reserved[url] += 1
+        task = asyncio.create_task(self.place(url, session, ringing))
+        self.in_setup.add(task)
+        task.add_done_callback(self.in_setup.discard)
 
     async def api_answers(self) -> bool:
         """Whether the API is there (without API_URL: always); without it no call is placed."""
@@ -95,11 +106,11 @@ class Dialler:
         self.counts["api_unreachable"] += not answered
         return answered
 
-    async def place(self, url: str) -> None:
-        """Set up one call on the reserved host."""
+    async def place(self, url: str, session: str, ringing: Coroutine[Any, Any, Any]) -> None:
+        """Set up one call on the reserved host: it rings, then it is attached."""
         try:
-            await asyncio.sleep(self.setup_seconds)
-            body = {"bot_id": self.bot_id, "session_id": new_session_id(), "seconds": self.call_seconds}
+            await ringing
+            body = {"bot_id": self.bot_id, "session_id": session, "seconds": self.call_seconds}
             status, _ = await attach(url, {**body, "campaign": "standin"})
             self.counts["placed" if status == 200 else f"attach_{status or 'unreachable'}"] += 1
         finally:
@@ -116,6 +127,21 @@ class Dialler:
             "version": VERSION,
         }
         return reply(document, 200 if healthy else 503)
+
+    async def dial(self, _request: Request) -> Response:
+        """Start one call now on the host with most free slots; it is in set-up until `answer`."""
+        url = most_free(await poll_all(self.fleet), self.reserved)
+        if url is None:
+            return refuse(503, "no_capacity")
+        session = new_session_id()
+        self.answered.clear()
+        self.begin(url, session, self.answered.wait())
+        return reply({"session_id": session, "host": url})
+
+    async def answer(self, _request: Request) -> Response:
+        """Let every call that `dial` started be answered."""
+        self.answered.set()
+        return reply({"calls_in_setup": len(self.in_setup)})
 
     async def metrics(self, _request: Request) -> Response:
         """Counters in Prometheus' text format."""
