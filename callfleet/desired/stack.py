@@ -10,7 +10,7 @@ from typing import Any
 from callfleet.desired.context import Context
 from callfleet.desired.docker import AUTH_DIR
 from callfleet.desired.program import SOURCE, TARGET
-from callfleet.expected import Concern, Directory, File, Images, Item, Stack, Unit, config_hash
+from callfleet.expected import Concern, Directory, File, Images, Item, Stack, Unit, config_hash, unit_check
 from callfleet.templates import render
 
 
@@ -107,7 +107,11 @@ def project(
             *directories,
             *tmp_items,
             Directory(drop_in),
-            File(f"{drop_in}/callfleet.conf", render("stack/stop.conf.j2", stop_seconds=stop_seconds(context))),
+            File(
+                f"{drop_in}/callfleet.conf",
+                render("stack/stop.conf.j2", stop_seconds=stop_seconds(context)),
+                check=unit_check(f"{drop_in}/callfleet.conf"),
+            ),
             *secret_files,
             *files,
             Images(images),
