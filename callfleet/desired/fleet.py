@@ -73,7 +73,6 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             },
             "limits": {
                 "start_seconds": 60,
-                "drain_seconds": site.calls.drain_deadline_seconds,
                 "max_call_seconds": site.calls.max_seconds,
                 # A quarter of the slots at once, so that three quarters serve.
                 "max_out": max(1, host.workers // 4),

@@ -72,7 +72,6 @@ class Limits:
     """Times in seconds; `max_out` is how many slots may be out of service at once during swaps."""
 
     start_seconds: float = 60.0
-    drain_seconds: float = 900.0
     max_call_seconds: float = 600.0
     stop_seconds: float = 30.0
     max_out: int = 1
