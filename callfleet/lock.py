@@ -58,6 +58,7 @@ get() {{ sed -n 's/.*"'"$1"'": "*\\([^",}}]*\\).*/\\1/p' {FILE} 2>/dev/null | he
 number() {{ case $1 in ''|*[!0-9]*) echo 0 ;; *) echo "$1" ;; esac; }}
 write() {{ printf '%s' "$1" > {FILE}.new && mv -f {FILE}.new {FILE}; }}
 renew() {{
+  ours || return 0
   since=$(number "$(get since)") fence=$(number "$(get fence)")
   write "$(printf "$record" "$fence" "$since" $(($(date +%s) + {TTL_SECONDS})))"
 }}
@@ -71,13 +72,18 @@ def _record(owner: Owner) -> str:
     return f'{{{said}, "pid": {owner.pid}, "fence": %s, "since": %s, "expires": %s}}\\n'
 
 
+def _ours(owner: Owner) -> str:
+    """What the shell must know of this run: the record that it writes, and how it tells whether the lock is its own."""
+    return f'record={shlex.quote(_record(owner))}\nours() {{ [ "$(get token)" = {shlex.quote(owner.token)} ]; }}'
+
+
 def take(owner: Owner, dead: str = "") -> str:
     """Script that takes the lock if nobody has it, its holder's time is over, or its token is `dead`.
 
     It prints the lock as JSON: our own, with the former one if there was one; or else the one that is in the way, or
     that a step still goes on.
     """
-    return f"""{_COMMON}record={shlex.quote(_record(owner))}
+    return f"""{_COMMON}{_ours(owner)}
 flock -n 9 || {{ echo '{{"busy": true}}'; exit 0; }}
 now=$(date +%s) token=$(get token) expires=$(number "$(get expires)")
 former=null
@@ -101,25 +107,26 @@ printf '{{"taken": %s, "former": %s, "now": %s}}\\n' "$(cat {FILE})" "$former" "
 
 def renew(owner: Owner) -> str:
     """Script that puts the expiry off. A step that is going on holds the guard, and renews by itself at its end."""
-    return f"""{_COMMON}record={shlex.quote(_record(owner))}
+    return f"""{_COMMON}{_ours(owner)}
 flock -n 9 || exit 0
-[ "$(get token)" = {shlex.quote(owner.token)} ] || exit 1
+ours || exit 1
 renew
 """
 
 
 def release(owner: Owner) -> str:
     """Script that gives the lock back; it does nothing where the lock is no longer ours."""
-    return f"""{_COMMON}flock -w {GUARD_SECONDS} 9 || exit 1
-[ "$(get token)" != {shlex.quote(owner.token)} ] || rm -rf {FILE} {STEPS}
+    return f"""{_COMMON}{_ours(owner)}
+flock -w {GUARD_SECONDS} 9 || exit 1
+! ours || rm -rf {FILE} {STEPS}
 """
 
 
 def guarded(owner: Owner, fence: int, body: str) -> str:
     """`body`, run only while the lock is ours, and with nobody else writing on the host meanwhile."""
-    return f"""{_COMMON}record={shlex.quote(_record(owner))}
+    return f"""{_COMMON}{_ours(owner)}
 flock -w {GUARD_SECONDS} 9 || {{ echo 'another run is writing on this host' >&2; exit 1; }}
-if [ "$(get token)" != {shlex.quote(owner.token)} ]; then
+if ! ours; then
   echo "the lock of this run is gone; now it belongs to: $(get who) (plan $(get plan))" >&2
   exit 1
 fi

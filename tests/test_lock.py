@@ -118,6 +118,10 @@ def test_a_step_renews_the_lock_at_its_end_and_the_heartbeat_between(run: Run, t
         put(tmp_path, expires=5)
         assert run(script)[0] == 0
         assert int(str(file(tmp_path)["expires"])) > time.time() + lock.TTL_SECONDS - 5
+    overtaken = f"""sed -i 's/"token-a"/"token-b"/' {lock.FILE}"""
+    assert run(lock.guarded(ALICE, 7, overtaken))[0] == 0
+    assert file(tmp_path)["token"] == BOB.token, "a step that is overtaken while it goes on does not take the lock back"
+    taken(run, ALICE, dead=BOB.token)
     before = file(tmp_path)
     assert run(lock.renew(BOB))[0] == 1
     assert run(lock.release(BOB))[0] == 0
