@@ -141,9 +141,11 @@ class Fleet:
         names |= {host.name: host for host in self.lab.hosts}
         return {(f"{name}.{self.lab.domain}", 443): (host.address, 443) for name, host in names.items()}
 
-    def calls(self, name: str = "calls", path: str = "/ws/demo") -> CallHolder:
-        """Calls at a name of the site, through the ingress unless a host is named."""
-        return CallHolder(f"wss://{name}.{self.lab.domain}{path}", self.ssl, resolve=self.resolve)
+    def calls(self, name: str = "calls", path: str = "/ws/demo", *, at: str = "") -> CallHolder:
+        """Calls at a name of the site, through the ingress unless a host is named; `at` is the host that answers."""
+        host = f"{name}.{self.lab.domain}"
+        found = {(host, 443): (self.lab.host(at).address, 443)} if at else {}
+        return CallHolder(f"wss://{host}{path}", self.ssl, resolve=self.resolve | found)
 
     def attach(self, host: str, n: int, seconds: float, path: str = "/attach", **body: Any) -> list[Started]:
         """n simultaneous background starts at a host's own proxy."""

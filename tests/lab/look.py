@@ -60,12 +60,13 @@ def differences(before: dict[str, dict[str, str]], after: dict[str, dict[str, st
 
 @contextmanager
 def docker_events(fleet: Fleet) -> Iterator[list[str]]:
-    """What Docker did on all hosts while the block ran; filled at its end."""
+    """What Docker did on all hosts that have it while the block ran; filled at its end."""
     found: list[str] = []
     since = {host.name: fleet.ssh(host, "date +%s.%N").strip() for host in fleet.lab.hosts}
     yield found
     for host in fleet.lab.hosts:
-        lines = fleet.ssh(host, f"docker events --since {since[host.name]} --until $(date +%s.%N)").splitlines()
+        ask = f"docker events --since {since[host.name]} --until $(date +%s.%N)"
+        lines = fleet.ssh(host, f"if command -v docker >/dev/null; then {ask}; fi").splitlines()
         found += [f"{host.name}: {line}" for line in lines]
 
 
