@@ -156,6 +156,28 @@ def test_a_mute_end_is_a_gap() -> None:
     assert any("never came back" in gap for gap in summary.gaps)
 
 
+def test_a_call_whose_peer_takes_nothing_more_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every buffer on the way is full, so sending waits: the call ends in time all the same, and is not clean."""
+    monkeypatch.setattr("lab.calls.call.CLOSE_TIMEOUT", 0.2)
+    freed = asyncio.Event()
+
+    async def deaf(socket: ServerConnection) -> None:
+        await freed.wait()
+        socket.transport.abort()
+
+    async def run() -> Summary:
+        async with server(deaf) as url:
+            try:
+                return await asyncio.wait_for(hold(url, None, 1, 1.5, rate=100_000), 20)
+            finally:
+                freed.set()
+
+    (call,) = asyncio.run(run()).calls
+    assert call.opened
+    assert call.gaps
+    assert not call.clean
+
+
 def test_a_burst_reports_accepted_and_refused_and_holds_the_accepted() -> None:
     """Simultaneous starts: codes and answer times of all, and accepted ones stay open until the block ends."""
     open_now = 0

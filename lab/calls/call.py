@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from lab.calls.driver_lag import DriverLag
 from lab.calls.report import Report
-from lab.calls.target import Target
+from lab.calls.target import CLOSE_TIMEOUT, Target
 
 RATE = 50.0  # frames per second: 20 ms of audio each
 FRAME_BYTES = 320  # 20 ms of 8 kHz linear16
@@ -60,7 +60,7 @@ class Call:
 
     async def _talk(self, socket: ClientConnection) -> None:
         self._last_echo, self._lag_then = time.monotonic(), self._lag.total
-        listener = asyncio.create_task(self._listen(socket))
+        listener, watch = asyncio.create_task(self._listen(socket)), asyncio.create_task(self._give_up(socket))
         try:
             if self._rate > 0:
                 await self._speak(socket, listener)
@@ -72,6 +72,13 @@ class Call:
         finally:
             listener.cancel()
             await socket.close()
+            watch.cancel()
+
+    async def _give_up(self, socket: ClientConnection) -> None:
+        """Cut a stopped call that does not end: after a peer that vanished, sending waits for room for ever."""
+        await self._stop.wait()
+        await asyncio.sleep(LAST_ECHOES + CLOSE_TIMEOUT)
+        socket.transport.abort()
 
     async def _speak(self, socket: ClientConnection, listener: asyncio.Task[None]) -> None:
         """Send frames on a fixed schedule; a late frame does not delay the following ones."""

@@ -115,6 +115,8 @@ def test_one_ingress_host_is_lost_and_comes_back(both: Fleet) -> None:
         lost.start(2)
         assert lost.wait_open() == 2
         hosts.power_off(lab.host(SECOND))
+        lost.stop()
+        assert not any(call.clean for call in lost.report().calls), "the check sees calls that were cut"
         rewrite(lab.inventory, patient)
         both.ssh(SHARED, f"chmod 0600 {SYSCTL}")
         done = both.pyinfra("-y")
@@ -126,8 +128,6 @@ def test_one_ingress_host_is_lost_and_comes_back(both: Fleet) -> None:
         assert both.ssh(SHARED, f"stat -c %a {SYSCTL}") == "644\n"
         with held(both, 2, FIRST):
             pass
-        lost.stop()
-        assert not any(call.clean for call in lost.report().calls), "the check sees calls that were cut"
     both.until(lambda: on_calls(both) == [IDLE, IDLE], 30, "the lost calls' slots are free")
     lifecycle.power_on(lab.host(SECOND))
     back = both.converge()
