@@ -4,6 +4,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Unit tests mostly wait, so there are more of them at a time than cores. Lab tests have one lab and run alone.
+UNIT_WORKERS ?= 4
 
 .PHONY: demo test check lint types unit lab-test venv lock clean
 
@@ -32,7 +34,7 @@ types: venv
 	$(BIN)/mypy
 
 unit: venv
-	$(BIN)/pytest -q -m "not lab"
+	$(BIN)/pytest -q -m "not lab" -n $(UNIT_WORKERS) --dist worksteal
 
 lab-test: venv
 	$(BIN)/pytest -q -m lab

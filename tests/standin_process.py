@@ -18,7 +18,7 @@ import httpx
 
 SOURCE = Path(__file__).parent.parent / "lab" / "images"
 SECRET = {"X-CXBCore-Secret": "s3cret"}
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 
 
 class Standin:
@@ -34,7 +34,7 @@ class Standin:
         clean = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
         command = ["-c", role] if " " in role else ["-m", "standin", role]
         self.process = subprocess.Popen([sys.executable, *command], env={**clean, **env})
-        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=self.uds), base_url=base_url, timeout=10)
+        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=self.uds), base_url=base_url, timeout=60)
 
     def wait_ready(self, path: str = "/health") -> None:
         """Wait until it answers; fails when its process ends first."""
@@ -52,7 +52,7 @@ class Standin:
         """SIGTERM and wait for the end; the exit code."""
         self.process.terminate()
         self.http.close()
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """What the event log says, optionally only some events."""
@@ -60,7 +60,7 @@ class Standin:
         lines = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
         return [line for line in lines if not names or line["event"] in names]
 
-    def wait_event(self, name: str, seconds: float = 5.0) -> dict[str, Any]:
+    def wait_event(self, name: str, seconds: float = 60.0) -> dict[str, Any]:
         """The first event of this name, once it is there."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

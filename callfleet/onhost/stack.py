@@ -47,11 +47,12 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Health:
-    """Where a worker says how many calls it has."""
+    """Where a worker says how many calls it has, and how long it may take."""
 
     path: str = "/health"
     calls_field: str = "worker_calls"
     id_field: str = "worker_id"
+    answer_seconds: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,15 @@ class Canary:
 
 @dataclass(frozen=True)
 class Limits:
-    """Times in seconds; `max_out` is how many slots may be out of service at once during swaps."""
+    """Times in seconds; `max_out` is how many slots may be out of service at once during swaps.
+
+    `settle_seconds`: after a withdrawal, for connections to end: longer than uvicorn keeps an idle one (5 s).
+    """
 
     start_seconds: float = 60.0
     max_call_seconds: float = 600.0
     stop_seconds: float = 30.0
+    settle_seconds: float = 6.0
     max_out: int = 1
 
 

@@ -10,9 +10,6 @@ from .slots import Slot, forget, mark, may_stop, observe, publish, unmark, withd
 from .states import Process, Word
 from .worker import ask
 
-SETTLE_SECONDS = 6.0
-"""After a withdrawal, for connections to end: longer than uvicorn keeps an idle one (5 s)."""
-
 
 def bring_up(run: Run, n: int) -> None:
     """A slot that runs as wanted: wait for it, place the canary call, publish it. On failure it stays unpublished."""
@@ -94,7 +91,7 @@ def withdraw_proven(run: Run, n: int, why: str) -> Slot | None:
     before = observe(run.stack, run.docker, [n])[n]
     mark(run.stack, n, "withdrawn", before.container)
     withdraw(run.stack, n, why)
-    free, slot = may_stop(run.stack, run.docker, n, SETTLE_SECONDS)
+    free, slot = may_stop(run.stack, run.docker, n, run.stack.limits.settle_seconds)
     if free:
         return slot
     put_back(run, slot, before.seen.published)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from .stack import Health
 
-ANSWER_SECONDS = 3.0
 LARGEST_ANSWER = 65536
 
 
@@ -37,8 +36,9 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
-def ask(path: Path, n: int, health: Health, seconds: float = ANSWER_SECONDS) -> Answer:
-    """What the worker at `path` says, at the latest after `seconds`, whatever it does."""
+def ask(path: Path, n: int, health: Health) -> Answer:
+    """What the worker at `path` says, at the latest after `health.answer_seconds`, whatever it does."""
+    seconds = health.answer_seconds
     connection = UnixConnection(path, seconds)
     cut = threading.Timer(seconds, _cut, [connection])  # a worker that drips bytes must not hold us
     cut.daemon = True

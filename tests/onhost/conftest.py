@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from callfleet.onhost import cli
+from callfleet.onhost import cli, sockets
 from callfleet.onhost.canary import WebSocket
 from callfleet.onhost.compose import Docker
 from callfleet.onhost.slots import observe
@@ -51,7 +51,8 @@ class Host:
             "schema": 1, "stack": NAME, "project_dir": f"/opt/stacks/{NAME}", "run_dir": f"/run/{NAME}",
             "socket_prefix": "t", "slots": slots, "worker_uid": os.getuid(), "services": services,
             "config": {name: spec["label"] for name, spec in made.items()},
-            "canary": {"frames": 3, "timeout_seconds": 30}, "limits": {"start_seconds": 30, "stop_seconds": 5}, **more,
+            "canary": {"frames": 3, "timeout_seconds": 30}, "limits": {"start_seconds": 60, "stop_seconds": 5},
+            "health": {"answer_seconds": 20}, **more,
         }  # fmt: skip
         project = self.root / "opt/stacks" / NAME
         (project / "compose.yml").write_text(json.dumps({"services": made}))
@@ -97,6 +98,23 @@ class Host:
     def behave(self, n: int, how: str) -> None:
         (self.run_dir / f"slots/{n}/behave").write_text(how)
 
+    def kill(self, *services: str) -> None:
+        """End containers as a crash does; without names all. Returns when they are gone."""
+        dying = [value["pid"] for value in self.containers() if not services or value["service"] in services]
+        for pid in dying:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(pid) for pid in dying))
+
+    def listens(self, n: int) -> bool:
+        """Whether a worker accepts connections in its own directory."""
+        return sockets.listening(self.stack.own_socket(n)) is True
+
+    def docker_runs(self) -> bool:
+        """Whether a docker command is still under way, though whoever began it may be dead."""
+        own = str(self.root / "bin/docker").encode()
+        return any(own in command.split(b"\0") for command in map(command_line, Path("/proc").glob("[0-9]*")))
+
     def docker_calls(self) -> list[str]:
         path = self.docker_dir / "calls"
         return path.read_text().splitlines() if path.exists() else []
@@ -119,9 +137,7 @@ class Host:
         for run in self.started:
             run.kill()
             run.wait()
-        for value in self.containers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(value["pid"], signal.SIGKILL)
+        self.kill()
 
 
 @pytest.fixture
@@ -133,6 +149,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     (programs / "docker").write_text(f"#!{sys.executable} -SE\n{program}")
     shutil.copy(HERE / "standin_worker.py", programs / "standin_worker.py")
     (programs / "docker").chmod(0o755)
+    # Other network namespaces of this machine are not this host's, and reading them takes time: test_sockets.py does.
+    (programs / "nsenter").symlink_to(str(shutil.which("true")))
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLFLEET_ROOT", str(root))
     monkeypatch.setenv("STANDIN_DOCKER", str(root / "docker"))
@@ -144,7 +162,23 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     assert not root.exists()
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
+def command_line(process: Path) -> bytes:
+    """The arguments of a process by its folder in /proc; empty when it has ended."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Any, seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not happen in time"
