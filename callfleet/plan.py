@@ -380,8 +380,9 @@ def _service(
     if container is None:
         return [Change("container", subject, Word.CREATE, "missing", item)]
     if container.labels.get("callfleet.config") != digest:
-        kind = item.kinds.get(service)
-        touched = _calls(service, slots) if kind == "slot" else "calls go on" if kind == "proxy" else ""
+        words = {"proxy": "calls go on", "guarded": "waits until it says that no call is in set-up"}
+        kind = item.kinds.get(service, "")
+        touched = _calls(service, slots) if kind == "slot" else words.get(kind, "")
         return [Change("container", subject, Word.RECREATE, "made from another definition", item, touched)]
     if container.state != "running":
         return [Change("container", subject, Word.START, f"is {container.state}", item)]

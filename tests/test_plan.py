@@ -280,6 +280,13 @@ def test_a_proxy_that_is_made_anew_is_not_also_reloaded() -> None:
     ]
 
 
+def test_only_a_guarded_service_may_be_left_for_a_later_run() -> None:
+    """Left running because it is not quiet, it is pending and no failure; a plain one that is left is a failure."""
+    for kind, waits in (("guarded", True), ("plain", False)):
+        (change,) = changes(Stack("s", {"d": "c1"}, {"d": kind}), containers=(container("d", config="c0"),))
+        assert bool(change.calls) is waits, kind
+
+
 def test_containers_of_others_are_not_seen() -> None:
     """What does not carry our label is never removed, whatever its name."""
     foreign = replace(container("worker-9"), labels={"com.docker.compose.project": "s"})

@@ -34,6 +34,22 @@ WORKERS = 4
 WORDS = "|".join(Word)
 
 
+# What each HAProxy of a host says that it runs.
+RUNNING_CONFIGURATIONS = """
+import glob, socket
+for path in sorted(glob.glob("/run/*/proxy/admin.sock") + glob.glob("/run/callfleet-ingress/admin.sock")):
+    said = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(path)
+            line.sendall(b"show env CALLFLEET_CONFIG\\n")
+            said = line.recv(65536)
+    except OSError:
+        pass
+    print(path, said.decode().strip())
+"""
+
+
 @dataclass(frozen=True)
 class Converge:
     """How one run of pyinfra ended."""
@@ -195,14 +211,18 @@ class Fleet:
             ),
             "containers": self.ssh(
                 host,
-                "command -v docker >/dev/null && docker inspect -f '{{.Name}} {{.Id}} {{.State.StartedAt}}' "
+                "command -v docker >/dev/null && docker inspect -f '"
+                '{{index .Config.Labels "callfleet.stack"}}/{{index .Config.Labels "callfleet.service"}} '
+                "{{.Name}} {{.Id}} {{.State.StartedAt}}' "
                 "$(docker ps -aq) 2>/dev/null | sort || true",
             ),
             "units": self.ssh(
                 host,
-                "systemctl show docker containerd nftables haproxy callfleet-firewall 'stack@*' 'callfleet-keeper@*' "
+                "systemctl show docker containerd nftables haproxy systemd-sysctl systemd-journald callfleet-firewall "
+                "'stack@*' 'callfleet-keeper@*' "
                 "-p Id -p ActiveState -p ExecMainStartTimestampMonotonic -p MainPID -p UnitFileState 2>/dev/null",
             ),
             "packages": self.ssh(host, "dpkg-query -W; apt-mark showhold"),
+            "proxies": self.ssh(host, f"python3 - <<'END'\n{RUNNING_CONFIGURATIONS}\nEND"),
             "rules": self.ssh(host, "command -v nft >/dev/null && nft list table inet callfleet 2>/dev/null || true"),
         }

@@ -6,6 +6,7 @@ import base64
 import re
 import shlex
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from callfleet.actual import Actual, ProbeRequest
@@ -43,8 +44,10 @@ def probe(fleet: Fleet, host: str) -> Actual:
 
 
 def outside(fleet: Fleet) -> dict[str, dict[str, str]]:
-    """`Fleet.outside` of every host."""
-    return {host.name: fleet.outside(host.name) for host in fleet.lab.hosts}
+    """`Fleet.outside` of every host, all at once."""
+    names = [host.name for host in fleet.lab.hosts]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(fleet.outside, names), strict=True))
 
 
 def differences(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> list[str]:
@@ -68,6 +71,55 @@ def docker_events(fleet: Fleet) -> Iterator[list[str]]:
         ask = f"docker events --since {since[host.name]} --until $(date +%s.%N)"
         lines = fleet.ssh(host, f"if command -v docker >/dev/null; then {ask}; fi").splitlines()
         found += [f"{host.name}: {line}" for line in lines]
+
+
+def touched(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> set[tuple[str, str, str]]:
+    """What differs between two looks, as (host, kind, subject) in a plan's own words."""
+    found = set()
+    for host, parts in before.items():
+        for part, text in parts.items():
+            separator = SEPARATORS.get(part, "\n")
+            differing = set(text.strip().split(separator)) ^ set(after[host][part].strip().split(separator))
+            found |= {(host, *subject) for line in differing if line and (subject := _subject(part, line))}
+    return found
+
+
+SEPARATORS = {"units": "\n\n", "rules": "\0"}
+# Our own notes of what was done: which rules were loaded, which slots passed their canary call.
+RECORDS = re.compile(r"/etc/callfleet/(firewall\.loaded|stacks/[^/]+/canary\.json)")
+
+
+def _subject(part: str, line: str) -> tuple[str, str] | None:
+    if part == "files":
+        words = line.split()
+        path = words[1] if re.fullmatch("[0-9a-f]{64}", words[0]) else words[0]
+        return None if RECORDS.fullmatch(path) else ("file", path)
+    if part == "proxies":
+        stack = re.match("/run/([^/]+)/proxy/", line)
+        return ("proxy", f"{stack[1]}/proxy") if stack else ("setting", "haproxy configuration")
+    if part == "containers":
+        return "container", line.split()[0]
+    if part == "units":
+        return "unit", dict(pair.split("=", 1) for pair in line.splitlines() if "=" in pair)["Id"]
+    if part == "packages":
+        return "package", line.split()[0]
+    return "setting", "nftables table inet callfleet"
+
+
+def acted_on(events: list[str]) -> list[str]:
+    """What was done to a container; health checks and a look inside are not."""
+    return [line for line in events if " container " in line and "exec_" not in line]
+
+
+def nothing_to_do(fleet: Fleet, *arguments: str) -> Converge:
+    """A run finds nothing, and from outside: the same files, times, containers, units and rules; Docker did nothing."""
+    before = outside(fleet)
+    with docker_events(fleet) as events:
+        done = fleet.converge(*arguments)
+    assert (done.changed, done.planned) == (0, set()), done.output[-3000:]
+    assert differences(before, outside(fleet)) == []
+    assert acted_on(events) == []
+    return done
 
 
 def failed_hosts(done: Converge) -> set[str]:

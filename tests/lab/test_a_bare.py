@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab.fleet import Converge, Fleet
-from tests.lab.look import differences, docker_events, leaks, outside, probe
+from tests.lab.look import acted_on, differences, docker_events, leaks, nothing_to_do, outside, probe
 
 SLOTS = 8
 
@@ -86,11 +86,38 @@ def test_everything_serves_after_the_first_run(bare: Fleet, first: First) -> Non
 
 def test_the_second_run_changes_nothing(bare: Fleet, first: First) -> None:
     """No operation changed, and from outside: same files and times, containers, units, rules; Docker did nothing."""
+    assert leaks(bare.lab, nothing_to_do(bare, "-vvv").output) == []
+
+
+def test_dry_on_converged_hosts_writes_nothing(bare: Fleet, first: First) -> None:
+    """It lists nothing, and content, times, containers, units and rules stay. Control: a file that is only touched."""
     before = outside(bare)
     with docker_events(bare) as events:
-        second = bare.converge("-vvv")
-    assert second.changed == 0, second.output[-3000:]
-    assert second.planned == set()
+        dry = bare.pyinfra("--dry", "--diff", "-vvv")
+    assert (dry.code, dry.planned) == (0, set()), dry.output[-3000:]
     assert differences(before, outside(bare)) == []
-    assert [line for line in events if " container " in line and "exec_" not in line] == []
-    assert leaks(bare.lab, second.output) == []
+    assert acted_on(events) == []
+    path = "/etc/callfleet/site.json"
+    bare.ssh("hub", f"touch {path}")
+    with docker_events(bare) as seen:
+        bare.ssh("hub", "docker kill -s URG cxb-app-cxb-console-1")
+    assert {line.split()[3] for line in differences(before, outside(bare))} == {path}
+    assert acted_on(seen)
+
+
+def test_what_an_upgrade_would_stop_is_held(bare: Fleet, first: First) -> None:
+    """Each of the engine's packages wherever it is installed, and the native proxy where there is one."""
+    engine = {"docker.io", "docker-cli", "docker-compose", "containerd", "runc"}
+    for host in bare.lab.hosts:
+        held = set(bare.ssh(host.name, "apt-mark showhold").split())
+        assert held == (engine | {"haproxy"} if host.name == "hub" else engine), host.name
+        installed = set(bare.ssh(host.name, "dpkg-query -W -f '${Package} '").split())
+        assert held == installed & (engine | {"haproxy"}), host.name
+
+
+def test_a_stack_may_stop_for_longer_than_the_longest_call(bare: Fleet, first: First) -> None:
+    """systemd's limit for each stack, as systemd says it: 600 s of a call and 600 more."""
+    stacks = [(name, "cxb-fleet") for name in bare.fleet_names]
+    for host, stack in (*stacks, ("hub", "cxb-app"), ("hub", "cxb-dialler")):
+        limit = bare.ssh(host, f"systemctl show -P TimeoutStopUSec stack@{stack}.service").strip()
+        assert limit == "20min", f"{host} {stack}"

@@ -28,8 +28,9 @@ from callfleet.plan import Change, Word
 from callfleet.script import script
 from callfleet.site import load_site
 from lab import hosts, registry
+from tests.lab.background import background, came_through, hang_up, logged
 from tests.lab.fleet import PYINFRA, ROOT, STACK, Converge, Fleet
-from tests.lab.look import differences, docker_events, failed_hosts, leaks, outside
+from tests.lab.look import acted_on, differences, docker_events, failed_hosts, leaks, nothing_to_do, outside, touched
 
 SLOTS = 8
 FOREIGN = "https://fleet.elsewhere.example.com"
@@ -125,7 +126,9 @@ def _until(stream: IO[str], text: str) -> str:
 
 
 def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
-    """8 calls on 8 slots: the run ends at once with 8 slots pending, no container is touched, no call has a gap.
+    """8 calls on 8 slots, one of each host in the background: the run ends at once with 8 slots pending.
+
+    No container is touched, no call has a gap or is cut, and the results arrive.
 
     Once the calls have ended another run finishes the slots, and the one after that finds nothing.
     """
@@ -135,14 +138,14 @@ def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
         site["core"]["environment"]["GREETING"] = "hello"
 
     with fleet.edited(change):
-        with fleet.calls() as held:
-            held.start(SLOTS)
-            assert held.wait_open() == SLOTS
+        first, second = fleet.fleet_names
+        with background(fleet, first), background(fleet, second), fleet.calls() as held:
+            held.start(SLOTS - 2)
+            assert held.wait_open() == SLOTS - 2
             done = fleet.converge()
             assert len(done.pending) == SLOTS, done.output[-3000:]
             assert all("on a call" in line for line in done.pending), done.pending
             assert workers(fleet) == before
-            time.sleep(2)
             held.stop()
             assert held.report().clean, held.report().gaps[:5]
         assert fleet.doubled(began) == []
@@ -158,8 +161,21 @@ def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
 # Edited by hand
 
 
+def listed(done: Converge) -> set[tuple[str, str, str]]:
+    """What a run lists, as (host, kind, subject)."""
+    found = set()
+    for line in done.planned:
+        host, _, change = line.partition(": ")
+        _, kind, subject = change.partition(": ")[0].split(" ", 2)
+        found.add((host, kind, subject))
+    return found
+
+
 def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
-    """What `--dry` lists, having written nothing, the next run does; a foreign URL in the API's list is kept."""
+    """What `--dry` lists, having written nothing, is what the next run changes, seen from outside: no more, no less.
+
+    A foreign URL in the API's list is kept.
+    """
     fleet.ssh(
         "eu1-a",
         f"""
@@ -170,10 +186,10 @@ def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
         systemctl disable -q stack@{STACK}
         docker rm -f {STACK}-worker-2-1
         nft add rule inet callfleet input tcp dport 9999 accept
-        apt-mark -qq unhold docker.io
+        apt-mark -qq unhold docker.io containerd
         """,
     )
-    fleet.ssh("hub", "systemctl stop haproxy; docker rm -f cxb-app-cxb-console-1")
+    fleet.ssh("hub", "systemctl stop haproxy; docker rm -f cxb-app-cxb-console-1; apt-mark -qq unhold haproxy")
     put_core_fleet(fleet, [FOREIGN, urls(fleet)[1]])
 
     before = outside(fleet)
@@ -181,7 +197,7 @@ def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
         dry = fleet.pyinfra("--dry", "--diff")
     assert dry.code == 0
     assert differences(before, outside(fleet)) == []
-    assert [line for line in events if " container " in line and "exec_" not in line] == []
+    assert acted_on(events) == []
     said = "\n".join(sorted(dry.planned))
     for expected in (
         "eu1-a: update file /etc/sysctl.d/60-callfleet.conf: content differs",
@@ -192,6 +208,8 @@ def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
         f"eu1-a: create container {STACK}/worker-2: missing",
         "eu1-a: load setting nftables table inet callfleet",
         "eu1-a: hold package docker.io",
+        "eu1-a: hold package containerd",
+        "hub: hold package haproxy",
         "hub: start unit haproxy.service: is inactive",
         "hub: create container cxb-app/cxb-console: missing",
         "hub: register setting core_fleet",
@@ -201,13 +219,35 @@ def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
     assert "-# a line by hand" in dry.output
     assert leaks(fleet.lab, dry.output) == []
 
+    before, list_before = outside(fleet), core_fleet(fleet)
     mended = fleet.converge()
     assert mended.planned == dry.planned
-    assert core_fleet(fleet) == [FOREIGN, *urls(fleet)]
+    assert core_fleet(fleet) == [FOREIGN, *urls(fleet)] != list_before
+    really = touched(before, outside(fleet)) | {("hub", "setting", "core_fleet")}
+    assert really == listed(dry), sorted(really ^ listed(dry))
     assert "9999" not in fleet.ssh("eu1-a", "nft list table inet callfleet")
     assert "docker.io" in fleet.ssh("eu1-a", "apt-mark showhold").split()
     clean(fleet)
     put_core_fleet(fleet, urls(fleet))
+
+
+def test_another_version_than_the_declared_one_is_a_blocked_change(fleet: Fleet) -> None:
+    """Each held package may be pinned; one that differs is named with both versions, and nothing is done about it."""
+    installed = fleet.ssh("hub", "dpkg-query -W -f '${Version}' containerd").strip()
+
+    def pins(site: dict[str, Any]) -> None:
+        site["versions"] = {"docker.io": "1.0", "runc": "2.0", "haproxy": "3.0", "containerd": installed}
+
+    before = outside(fleet)
+    with fleet.edited(pins):
+        dry = fleet.pyinfra("--dry")
+        real = fleet.pyinfra("-y")
+    expected = {(host.name, name) for host in fleet.lab.hosts for name in ("docker.io", "runc")} | {("hub", "haproxy")}
+    blocked = {(line.partition(":")[0], line.split()[3].rstrip(":")) for line in dry.planned if ": blocked " in line}
+    assert blocked == expected, dry.planned
+    assert any("is installed, 1.0 is declared" in line for line in dry.planned)
+    assert failed_hosts(real) == {host.name for host in fleet.lab.hosts}
+    assert differences(before, outside(fleet)) == []
 
 
 # Refused configurations
@@ -364,6 +404,81 @@ def test_a_limited_run_touches_that_host_alone(fleet: Fleet) -> None:
     clean(fleet)
 
 
+# The Dialler
+
+DIALLER = "http://127.0.0.1:8090"
+
+
+def dialler(fleet: Fleet) -> tuple[str, str]:
+    """The Dialler's container, with its time of start, and the fleet list that it runs with."""
+    ask = "docker inspect -f '{{.Id}} {{.State.StartedAt}}' cxb-dialler-cxb-dialler-1; "
+    one, urls = fleet.ssh("hub", ask + "docker exec cxb-dialler-cxb-dialler-1 printenv FLEET_URLS").splitlines()
+    return one, urls
+
+
+def in_setup(fleet: Fleet) -> int:
+    """How many calls the Dialler sets up, by its own word."""
+    return int(json.loads(fleet.ssh("hub", f"curl -fsS {DIALLER}/health"))["calls_in_setup"])
+
+
+def dial(fleet: Fleet) -> tuple[str, str]:
+    """Let the Dialler place a call, which rings until it is answered: the session, and its host's URL."""
+    said = json.loads(fleet.ssh("hub", f"curl -fsS -X POST {DIALLER}/standin/dial"))
+    assert in_setup(fleet) == 1
+    return said["session_id"], said["host"]
+
+
+def answer(fleet: Fleet, session: str, url: str) -> None:
+    """The callee answers: the call starts on a worker of that host, and its result reaches the API."""
+    fleet.ssh("hub", f"curl -fsS -X POST {DIALLER}/standin/answer")
+    reaches_a_worker(fleet, session, url)
+    assert in_setup(fleet) == 0
+
+
+def reaches_a_worker(fleet: Fleet, session: str, url: str) -> None:
+    """A call is on a worker of the host with this URL, by that worker's log; it is then ended by its caller."""
+    host = url.removeprefix("https://").partition(".")[0]
+    fleet.until(lambda: logged(fleet, host, session), 20, f"{session} starts on {host}")
+    assert hang_up(fleet, host, session)
+    came_through(fleet, host, session)
+
+
+def test_the_dialler_is_restarted_only_with_no_call_in_set_up(fleet: Fleet) -> None:
+    """Its fleet list changes while it sets up a call: it stays, is reported, and the call reaches its worker.
+
+    A run after that gives it the new list. Calls placed by the Dialler and by the API's choice of a host reach workers.
+    """
+    before = dialler(fleet)
+    assert before[1] == ",".join(urls(fleet))
+    fleet.ssh("hub", f"curl -fsS -X POST {DIALLER}/standin/answer")  # what a failed test may have left
+    fleet.until(lambda: in_setup(fleet) == 0, 30, "no call is in set-up")
+    session, url = dial(fleet)
+
+    def smaller(site: dict[str, Any]) -> None:
+        site["fleets"]["eu1"]["hosts"].pop("eu1-b")
+        site["tls"]["internal"]["hosts"].pop("eu1-b")
+
+    with fleet.edited(smaller):
+        waits = fleet.converge()
+        assert waits.pending == ["cxb-dialler/cxb-dialler: left running: calls_in_setup is 1, to be 0"]
+        assert dialler(fleet) == before
+        answer(fleet, session, url)
+        assert fleet.converge().pending == []
+        assert dialler(fleet)[0] != before[0]
+        assert dialler(fleet)[1] == urls(fleet)[0]
+        session, url = dial(fleet)
+        assert url == urls(fleet)[0]
+        answer(fleet, session, url)
+    assert fleet.converge().pending == []
+    assert dialler(fleet)[1] == before[1]
+    assert core_fleet(fleet) == urls(fleet)
+    body = json.dumps({"bot_id": "demo", "seconds": 300})
+    chosen = json.loads(fleet.ssh("hub", f"{CURL} -H 'Content-Type: application/json' -d '{body}' {API}/calls"))
+    assert chosen["host"] in urls(fleet)
+    reaches_a_worker(fleet, chosen["session_id"], chosen["host"])
+    clean(fleet)
+
+
 # A service that is down
 
 
@@ -399,6 +514,37 @@ def _waiting(fleet: Fleet, host: str, n: int) -> list[str]:
 
     fleet.until(there, 30, f"{n} results wait in the outbox of {host}")
     return found
+
+
+# Logs
+
+
+def test_logs_of_every_container_rotate(fleet: Fleet) -> None:
+    """By Docker's own word, and for real: a worker that writes 12 MB has a second file, none above the limit.
+
+    Calls by themselves make no worker and no proxy write a line: while dockerd is down nobody reads them, and a full
+    pipe would hang whoever writes. Control: the same look sees the lines of the worker.
+    """
+    wanted = {"Type": "json-file", "Config": {"max-file": "3", "max-size": "10m"}}
+    for host in fleet.lab.hosts:
+        said = fleet.ssh(host.name, "docker inspect -f '{{json .HostConfig.LogConfig}}' $(docker ps -aq)")
+        assert [json.loads(line) for line in said.splitlines()] == [wanted] * len(said.splitlines()), host.name
+    name = fleet.fleet_names[0]
+    sizes = "stat -Lc '%n %s' $(docker inspect -f '{{.LogPath}}' $(docker ps -q))"
+    quiet = fleet.ssh(name, sizes)
+    with fleet.calls(name) as held:
+        held.start(5)
+        assert held.wait_open() == 4
+        held.stop()
+    assert {a.status for a in fleet.attach(name, 4, seconds=1)} == {200}
+    fleet.wait_idle()
+    assert fleet.ssh(name, sizes) == quiet
+    log = fleet.ssh(name, f"docker inspect -f '{{{{.LogPath}}}}' {STACK}-worker-4-1").strip()
+    pid = f"$(docker inspect -f '{{{{.State.Pid}}}}' {STACK}-worker-4-1)"
+    fleet.ssh(name, f"head -c 12000000 /dev/zero | tr '\\0' x | fold -w 1000 > /proc/{pid}/fd/1")
+    fleet.until(lambda: fleet.ssh(name, f"ls {log}.1 2>/dev/null || true"), 20, "the log was rotated")
+    assert fleet.ssh(name, sizes) != quiet
+    assert all(int(size) < 11_000_000 for size in fleet.ssh(name, f"stat -c %s {log} {log}.1").split())
 
 
 # Asked before it applies
@@ -449,7 +595,7 @@ def test_a_reboot_of_every_host_changes_nothing(fleet: Fleet) -> None:
         return states == ["idle"] * SLOTS and len(re.findall("running", _app_states(fleet))) == 6
 
     fleet.until(serving, 120, "all slots idle and all services of the app host up")
-    clean(fleet)
+    nothing_to_do(fleet)
     with fleet.calls() as held:
         held.start(SLOTS)
         assert held.wait_open() == SLOTS, held.report().as_json()["refused"]

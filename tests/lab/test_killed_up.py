@@ -25,14 +25,14 @@ def told(*command: str) -> list[str]:
 
 
 def processes() -> set[int]:
-    """Processes whose control group carries the label, by the kernel's own listing of each."""
+    """Processes whose control group carries the label, by the kernel's own word on each; the dead do not count."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            groups = (process / "cgroup").read_text()
+            groups, state = (process / "cgroup").read_text(), (process / "stat").read_text().rpartition(") ")[2][0]
         except OSError:
             continue
-        if f"/{label(KILLED)}/" in groups:
+        if f"/{label(KILLED)}/" in groups and state not in "ZX":
             found.add(int(process.name))
     return found
 

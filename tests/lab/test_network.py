@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,11 +41,15 @@ def both(target: LabHost, *ports: int) -> dict[str, list[int]]:
 # Ports
 
 
-def test_only_declared_ports_of_a_fleet_host_answer(fleet: Fleet) -> None:
+def test_only_declared_ports_of_every_fleet_host_answer(fleet: Fleet) -> None:
     """All ports of both families: from the ingress SSH, the public and the mutual TLS one; from others not that."""
-    target, other = (fleet.lab.host(name) for name in fleet.fleet_names)
-    assert scan(fleet, "hub", target) == both(target, 22, 443, 8443)
-    assert scan(fleet, other.name, target, 1, 10_000) == both(target, 22, 443)
+    targets = [fleet.lab.host(name) for name in fleet.fleet_names]
+    assert len(targets) > 1
+    with ThreadPoolExecutor() as pool:  # a scan is mostly waiting
+        every = [pool.submit(scan, fleet, "hub", target) for target in targets]
+        assert [one.result() for one in every] == [both(target, 22, 443, 8443) for target in targets]
+    for target, other in zip(targets, reversed(targets), strict=True):
+        assert scan(fleet, other.name, target, 1, 10_000) == both(target, 22, 443)
 
 
 def test_only_declared_ports_of_the_hub_answer(fleet: Fleet) -> None:
@@ -168,6 +173,27 @@ def test_rules_that_lock_us_out_take_themselves_back(fleet: Fleet) -> None:
     assert table(fleet, target.name) == before
     fleet.ssh(target.name, f"rm -f {locked}")
     assert fleet.converge().changed == 0
+
+
+def test_a_redirected_port_answers_and_its_side_port_does_not(fleet: Fleet) -> None:
+    """A port turned over by `redirect` passes our firewall with its new number, which stays closed from outside.
+
+    Control: without the rule for it nothing answers.
+    """
+    target = fleet.lab.host(fleet.fleet_names[0])
+    public, side = 23455, 23456
+    before = table(fleet, target.name)
+    redirect = f"add table inet {FOREIGN}; add chain inet {FOREIGN} in {{ type nat hook prerouting priority dstnat; }}"
+    fleet.ssh(target.name, f"nft '{redirect}; add rule inet {FOREIGN} in tcp dport {public} redirect to :{side}'")
+    try:
+        with listener(fleet, target.name, side):
+            assert scan(fleet, "hub", target, public - 5, side + 5) == both(target, public)
+            handle = "nft -a list chain inet callfleet input | sed -n 's/.*ct status dnat accept # handle //p'"
+            fleet.ssh(target.name, f"nft delete rule inet callfleet input handle $({handle})")
+            assert scan(fleet, "hub", target, public - 5, side + 5) == both(target)
+    finally:
+        fleet.ssh(target.name, f"nft delete table inet {FOREIGN}; nft -f {RULES}")
+    assert table(fleet, target.name) == before
 
 
 def test_a_host_without_a_table_goes_back_to_none(fleet: Fleet) -> None:
