@@ -12,6 +12,7 @@ brands = {
         "secret_header": "X-CXBCore-Secret",
         "legacy_unit": "cxbcore@",
         "legacy_dir": "/opt/cxbcore",
+        "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "cxb-api", "dialler": "cxb-dialler", "console": "cxb-console"},
         "images": {
             "core_worker": "cxb-core-worker",
@@ -30,6 +31,7 @@ brands = {
         "secret_header": "X-VoxCore-Secret",
         "legacy_unit": "voxcore@",
         "legacy_dir": "/opt/voxcore",
+        "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "vox-api", "dialler": "vox-dialler", "console": "vox-console"},
         "images": {
             "core_worker": "vox-core-worker",

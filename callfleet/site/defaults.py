@@ -14,7 +14,7 @@ from pydantic import Field
 from callfleet.document import Document, Strict, Text, validate
 from callfleet.errors import Problem
 from callfleet.release import ImageName
-from callfleet.site.schema import Name, Port
+from callfleet.site.schema import JsonField, Name, Port, UrlPath
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +36,14 @@ class BrandImages(Strict):
     console: ImageName
 
 
+class BrandHealth(Strict):
+    """What a worker says of itself: where, in which field the number of its calls, in which its own number."""
+
+    path: UrlPath
+    calls_field: JsonField
+    id_field: JsonField
+
+
 class Brand(Strict):
     """What differs between the names under which the same software is sold."""
 
@@ -50,6 +58,7 @@ class Brand(Strict):
     legacy_dir: Text
     services: BrandServices
     images: BrandImages
+    health: BrandHealth
 
 
 class CommonImages(Strict):
