@@ -12,6 +12,7 @@ brands = {
         "worker_env_prefix": "CXBCORE",
         "secret_header": "X-CXBCore-Secret",
         "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
+        "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "cxb-api", "dialler": "cxb-dialler", "console": "cxb-console"},
         "images": {
             "core_worker": "cxb-core-worker",
@@ -28,6 +29,7 @@ brands = {
         "worker_env_prefix": "VOXCORE",
         "secret_header": "X-VoxCore-Secret",
         "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
+        "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "vox-api", "dialler": "vox-dialler", "console": "vox-console"},
         "images": {
             "core_worker": "vox-core-worker",

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
 
-from lab.calls import CallHolder, Summary, burst, hold
+from lab.calls import CallHolder, StartStream, Summary, burst, hold
 from lab.calls.__main__ import cli, parse_resolve
 from lab.calls.driver_lag import DriverLag
 
@@ -320,3 +320,30 @@ class EchoThread:
             self._url = url
             self._ready.set()
             await self._stop.wait()
+
+
+def test_a_stream_starts_again_and_again_and_knows_what_was_in_flight() -> None:
+    """Three callers against room for two calls: taken and refused ones, never more than three at a time."""
+
+    async def run() -> tuple[Summary, list[int]]:
+        async with server(echo, HTTPStatus.FORBIDDEN, room=2) as url:
+
+            def watch() -> tuple[Summary, list[int]]:
+                with StartStream(url, 3, seconds=0.1, pause=0.01) as stream:
+                    time.sleep(0.5)
+                summary = stream.summary()
+                return summary, [stream.in_flight(one.began_at) for one in summary.calls]
+
+            return await asyncio.to_thread(watch)
+
+    summary, flights = asyncio.run(run())
+    assert summary.opened == 2
+    assert summary.refused[403] > 10
+    assert 1 <= min(flights) <= max(flights) <= 3
+    assert all(one.began_at < one.answered_at for one in summary.calls)
+
+
+def test_a_stream_has_nothing_in_flight_before_it_begins() -> None:
+    """The count is of starts that wait at that time, and of no others."""
+    stream = StartStream("ws://127.0.0.1:1/ws", 1)
+    assert stream.in_flight(time.time()) == 0

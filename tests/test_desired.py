@@ -134,6 +134,49 @@ def test_the_host_proxy_writes_no_line_for_each_call(site: Site) -> None:
     assert "-q" in compose(expected(site, "a"), "cxb-fleet")["proxy"]["entrypoint"]
 
 
+def section(config: str, name: str) -> str:
+    """One backend of a proxy's configuration."""
+    return re.split(r"\n\S", config[config.index(f"\nbackend {name}\n") + 1 :])[0]
+
+
+def test_the_ingress_retries_what_the_hosts_proxies_say_themselves(tmp_path: Path) -> None:
+    """A full host says 429 whatever code its workers use; no code stands there twice."""
+    site = made(tmp_path, lambda data: data.update(calls={"refusal_codes": [503]}))
+    config = files(expected(site, "front"))["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
+    retried = re.findall(r"retry-on (.*)", section(config, "calls"))[0].split()
+    assert {"429", "503"} <= set(retried)
+    assert len(retried) == len(set(retried))
+
+
+def test_a_worker_that_does_not_answer_a_start_is_left_for_another(site: Site) -> None:
+    """A WebSocket after 10 s, a POST when today's proxy gives up too; a dispatch never."""
+    config = files(expected(site, "b"))["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"].content.decode()
+    workers = section(config, "workers")
+    assert re.search(r"retry-on [^\n]*response-timeout", workers)
+    assert "http-request set-timeout server 10s if { var(txn.ws) -m bool }" in workers
+    assert "timeout server 60s" in config
+    for backend in ("dispatch", "dispatch_full"):
+        assert "response-timeout" not in section(config, backend)
+
+
+def test_canary_and_health_are_data(tmp_path: Path) -> None:
+    """What a site says of its canary and its brand of health answers is what the slot program and the proxy use."""
+
+    def other(data: dict[str, Any]) -> None:
+        data["calls"] = {"canary": {"path": "/exotel/{bot}", "bot": "trial", "busy": 2}}
+        data["brand_overrides"] = {"health": {"path": "/healthz", "calls_field": "busy_calls", "id_field": "slot"}}
+
+    rendered = files(expected(made(tmp_path, other), "b"))
+    described = json.loads(rendered["/opt/stacks/cxb-fleet/stack.json"].content)
+    assert described["health"] == {"path": "/healthz", "calls_field": "busy_calls", "id_field": "slot"}
+    canary = described["canary"]
+    assert (canary["path"], canary["bot"], canary["busy_value"]) == ("/exotel/{bot}", "trial", 2)
+    config = rendered["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"].content.decode()
+    assert config.count("option httpchk GET /healthz\n") == 2
+    assert "busy_calls" in section(config, "dispatch")
+    assert "use_backend health if { path /healthz /health/fleet }" in config
+
+
 # Shared values
 
 

@@ -178,6 +178,23 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "variable as a number": (put("core.environment", {"LIMIT": 3}), "core.environment.LIMIT", "write it in quotes"),
     "database undeclared": (cut("app.mongodb_db"), "app.mongodb_db", "API's database"),
     "refusal that cannot be retried": (put("calls.refusal_codes", [429, 418]), "calls.refusal_codes[1]", "retry on"),
+    "canary to no bot": (put("calls.canary", {"path": "/ws/demo"}), "calls.canary.path", "with {bot} once"),
+    "canary path with a space": (
+        put("calls.canary", {"path": "/ws/{bot} x"}),
+        "calls.canary.path",
+        "such as /ws/{bot}",
+    ),
+    "canary that is no call": (put("calls.canary", {"busy": 0}), "calls.canary.busy", "calls"),
+    "health field that is no name": (
+        put("brand_overrides", {"health": {"calls_field": "calls.now"}}),
+        "brand_overrides.health.calls_field",
+        "field in a JSON answer",
+    ),
+    "health path without a slash": (
+        put("brand_overrides", {"health": {"path": "health"}}),
+        "brand_overrides.health.path",
+        "a path of a URL",
+    ),
     "config URL without scheme": (put("app.config_url", "api.acme.test"), "app.config_url", "a URL such as"),
     "hosts as a list": (put("hosts", [{"name": "x"}]), "hosts", "a mapping"),
     "section as text": (put("tls", "yes"), "tls", "a mapping"),

@@ -60,6 +60,35 @@ def test_the_refusal_code_is_a_setting(tmp_path: Path) -> None:
         assert starts_at_once(standin, 3).refused == {429: 2}
 
 
+def test_the_refusal_code_of_posts_is_a_setting(tmp_path: Path) -> None:
+    """STANDIN_POST_REFUSAL imitates a site whose workers refuse background starts in another way."""
+    with worker(tmp_path, STANDIN_POST_REFUSAL="503") as standin:
+        assert [start(standin).status_code, start(standin).status_code] == [200, 503]
+        assert start(standin, "/livekit/dispatch").status_code == 503
+        assert [event["code"] for event in standin.events("dispatch_rejected")] == [503]
+
+
+def test_the_log_says_since_when_a_slot_was_not_idle(one: Standin) -> None:
+    """`taken` lies before the fetch of the configuration, so before the line itself."""
+    began = time.time()
+    start(one)
+    assert began <= one.events("start")[0]["taken"] <= one.events("start")[0]["t"]
+
+
+def test_a_file_beside_the_socket_makes_health_slow(one: Standin) -> None:
+    """While it is there, /health and /health/fleet come late; without it they do not."""
+    assert one.uds is not None
+    slow = Path(one.uds).with_suffix(".slow")
+    took = []
+    for seconds in ("0.4", None):
+        slow.write_text(seconds) if seconds else slow.unlink()
+        for route in ("/health", "/health/fleet"):
+            began = time.monotonic()
+            assert one.http.get(route).is_success
+            took.append(time.monotonic() - began)
+    assert min(took[:2]) >= 0.4 > max(took[2:])
+
+
 def test_a_doubled_call_is_seen_when_the_refusal_is_off(tmp_path: Path) -> None:
     """The negative control: without refusal two calls run in one worker, and the log says so."""
     with worker(tmp_path, STANDIN_REFUSE="0") as standin:

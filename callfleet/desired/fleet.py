@@ -61,15 +61,19 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
                 "master_socket": f"{run}/proxy/master.sock",
                 "container_config": "/usr/local/etc/haproxy/haproxy.cfg",
             },
-            "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
+            "health": {
+                "path": site.brand.health.path,
+                "calls_field": site.brand.health.calls_field,
+                "id_field": site.brand.health.id_field,
+            },
             "canary": {
-                "path": "/ws/{bot}",
+                "path": site.calls.canary.path,
                 "bot": site.calls.canary.bot,
                 "frames": site.calls.canary.frames,
                 "echo": site.calls.canary.echo,
                 "interval_seconds": 0.02,
                 "timeout_seconds": 10,
-                "busy_value": 1,
+                "busy_value": site.calls.canary.busy,
             },
             "limits": {
                 "start_seconds": 60,
@@ -99,7 +103,8 @@ def proxy_configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes,
         "tunnel_seconds": site.calls.tunnel_timeout_seconds,
         "retries": 2 * host.workers,
         "refusal_codes": list(site.calls.refusal_codes),
-        "calls_field": "worker_calls",
+        "health_path": site.brand.health.path,
+        "calls_field": site.brand.health.calls_field,
     }
     plain = render("fleet/haproxy.cfg.j2", config_hash="", **values)
     digest = config_hash(plain.decode(), [context.fingerprint(f.content) for f in tls])

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from callfleet.document import Document, Strict, Text, expected, text, validate
 from callfleet.errors import Problem
 from callfleet.release import ImageName
-from callfleet.site.schema import Name, Port
+from callfleet.site.schema import JsonField, Name, Port, UrlPath
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +50,14 @@ class DiallerQuiet(Strict):
     equals: Annotated[bool | int | str, BeforeValidator(_plain)]
 
 
+class BrandHealth(Strict):
+    """What a worker says of itself: where, in which field the number of its calls, in which its own number."""
+
+    path: UrlPath
+    calls_field: JsonField
+    id_field: JsonField
+
+
 class Brand(Strict):
     """What differs between the names under which the same software is sold."""
 
@@ -62,6 +70,7 @@ class Brand(Strict):
     dialler_quiet: DiallerQuiet
     services: BrandServices
     images: BrandImages
+    health: BrandHealth
 
 
 class CommonImages(Strict):

@@ -17,6 +17,7 @@ from callfleet.secrets import EXPECTED, SecretRef, parse
 FORMAT = 1
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_URL_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+(\?[A-Za-z0-9._~&=-]*)?")
 _DNS = re.compile(rf"({_LABEL}\.)*{_LABEL}")
 
 
@@ -97,6 +98,10 @@ Network = Annotated[
 ]
 Url = Annotated[str, text(_is_url, "a URL such as https://api.example.com/api/v1/config, without a slash at its end")]
 Port = Annotated[int, whole(1, 65535, "a port number")]
+UrlPath = Annotated[str, text(lambda value: "?" not in value and bool(_URL_PATH.fullmatch(value)), "a path of a URL")]
+JsonField = Annotated[
+    str, text(re.compile(r"[A-Za-z_][A-Za-z0-9_]*").fullmatch, "the name of a field in a JSON answer")
+]
 Reference = Annotated[SecretRef, BeforeValidator(_reference)]
 SecretName = Annotated[
     str,
@@ -178,11 +183,21 @@ class Core(Variables):
 
 
 class Canary(Strict):
-    """The test call: to which bot, how many frames it sends, and whether they must come back unchanged (`echo`)."""
+    """The test call: where to and to which bot, how many frames it sends, whether they must come back unchanged
+    (`echo`), and how many calls the worker must say that it has meanwhile (`busy`; 0 before and after).
+    """
 
+    path: Annotated[
+        str,
+        text(
+            lambda value: value.count("{bot}") == 1 and bool(_URL_PATH.fullmatch(value.replace("{bot}", "x"))),
+            "a WebSocket route such as /ws/{bot}, with {bot} once",
+        ),
+    ] = "/ws/{bot}"
     bot: Annotated[str, text(re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch, "a bot's id")] = "canary"
     frames: Annotated[int, whole(1, 1000)] = 10
     echo: Boolean = True
+    busy: Annotated[int, whole(1, 1000, "calls")] = 1
 
 
 # The statuses HAProxy can retry on; a refusal with any other code would reach the caller although a worker is free.

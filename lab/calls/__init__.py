@@ -12,6 +12,7 @@ from lab.calls.held import Calls, burst, hold
 from lab.calls.holder import CallHolder
 from lab.calls.report import Report, Summary
 from lab.calls.starts import Started, attach_burst
+from lab.calls.stream import StartStream
 from lab.calls.target import Resolve, Target
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Calls",
     "Report",
     "Resolve",
+    "StartStream",
     "Started",
     "Summary",
     "Target",

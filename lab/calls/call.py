@@ -43,7 +43,7 @@ class Call:
 
     async def run(self) -> Report:
         """The whole call, from the start to its report; never raises for what the other side does."""
-        began = time.monotonic()
+        self.report.began_at, began = time.time(), time.monotonic()
         try:
             socket = await self._target.connect(self.report.session)
         except (OSError, InvalidHandshake, EOFError, ConnectionClosed) as error:

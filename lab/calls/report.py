@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass
 class Report:
-    """What happened to one call.  Times are seconds; `opened` false with a `refused` code, or an `error`."""
+    """What happened to one call.  Times are seconds, `began_at` since 1970; not `opened`: `refused` code or `error`."""
 
     session: str
     opened: bool = False
     refused: int | None = None
     error: str = ""
+    began_at: float = 0.0
     answer_seconds: float = 0.0
     frames_sent: int = 0
     frames_echoed: int = 0
@@ -22,6 +23,11 @@ class Report:
     worst_round_trip: float = 0.0
     closed_early: bool = False
     close_code: int | None = None
+
+    @property
+    def answered_at(self) -> float:
+        """When it was opened, refused or failed, by the clock that the hosts' logs go by."""
+        return self.began_at + self.answer_seconds
 
     @property
     def clean(self) -> bool:

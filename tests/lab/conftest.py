@@ -12,6 +12,7 @@ import pytest
 
 from lab.model import Lab
 from tests.lab.fleet import Fleet
+from tests.lab.look import FIGURES
 
 NAME = os.environ.get("CALLFLEET_TEST_LAB", "test")
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests measured."""
+    if FIGURES:
+        terminalreporter.section("figures")
+        for figure in FIGURES:
+            terminalreporter.line(figure)
 
 
 def lab_command(*arguments: str) -> None:
@@ -51,7 +60,8 @@ def converged(bare: Fleet) -> Fleet:
 
 @pytest.fixture
 def fleet(converged: Fleet) -> Iterator[Fleet]:
-    """The converged hosts, idle before and after each test."""
+    """The converged hosts, idle before and after each test; no background call of a test may have been cut."""
     converged.wait_idle()
     yield converged
     converged.wait_idle()
+    assert converged.cut() == []

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import ssl
 import subprocess
 import sys
@@ -23,15 +24,28 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from callfleet.plan import Word
-from lab.calls import CallHolder, Started, attach_burst
+from lab.calls import CallHolder, Started, Summary, attach_burst
 from lab.hosts import ssh_command
 from lab.model import Lab, LabHost
+from tests.lab.occupancy import FOREVER, Rotation, Span, Start, cut_calls, published_spans, refused_while_free
 
 ROOT = Path(__file__).resolve().parents[2]
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 STACK = "cxb-fleet"
 WORKERS = 4
 WORDS = "|".join(Word)
+RESULT_SECONDS = 15.0
+"""In which the result of a call that has ended must be with the API."""
+WATCH = f"""
+import os, select, time
+last = None
+while not select.select([0], [], [], 0.02)[0]:
+    now = sorted(name for name in os.listdir("/run/{STACK}/published") if name.endswith(".sock"))
+    if now != last:
+        print(time.time(), *now, flush=True)
+    last = now
+"""
+"""Python that says which sockets are published, now and whenever that changes, until its input is closed."""
 
 
 # What each HAProxy of a host says that it runs.
@@ -88,6 +102,8 @@ class Fleet:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        self.background: list[Started] = []
+        """Background calls that nobody has judged yet."""
 
     # Hosts
 
@@ -166,7 +182,9 @@ class Fleet:
     def attach(self, host: str, n: int, seconds: float, path: str = "/attach", **body: Any) -> list[Started]:
         """n simultaneous background starts at a host's own proxy."""
         url = f"https://{host}.{self.lab.domain}{path}"
-        return asyncio.run(attach_burst(url, n, seconds, self.ssl, body=body, resolve=self.resolve))
+        answers = asyncio.run(attach_burst(url, n, seconds, self.ssl, body=body, resolve=self.resolve))
+        self.background += answers
+        return answers
 
     # From outside
 
@@ -180,6 +198,51 @@ class Fleet:
         """Starts that a worker accepted while it was on a call."""
         every = [event for host in self.fleet_names for event in self.events(host, since)]
         return [event for event in every if event["event"] == "start_while_busy_accepted"]
+
+    @contextmanager
+    def rotation(self) -> Iterator[dict[str, dict[str, list[Span]]]]:
+        """When each slot was published while the block ran, by host and worker, from the directory that proxies read.
+
+        Filled at its end. What is published when it begins counts as having been so before.
+        """
+        found: dict[str, dict[str, list[Span]]] = {}
+        watchers = {}
+        for name in self.fleet_names:
+            command = [*ssh_command(self.lab.host(name)), "--", f"exec python3 -c {shlex.quote(WATCH)}"]
+            watchers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first = {name: _line(watcher) for name, watcher in watchers.items()}
+        try:
+            yield found
+        finally:
+            for name, watcher in watchers.items():
+                rest, _ = watcher.communicate(timeout=30)
+                found[name] = published_spans([first[name], *rest.splitlines()])
+
+    def refused_while_free(self, starts: list[Start], rotation: Rotation | None = None) -> list[str]:
+        """Starts that were refused beside a slot in rotation that was idle by its own log for the second before.
+
+        Without `rotation` every slot counts as having been published all the time.
+        """
+        logs = {host: self.events(host) for host in self.fleet_names}
+        every = {str(n): [(0.0, FOREVER)] for n in range(1, WORKERS + 1)}
+        return refused_while_free(
+            starts, logs, dict.fromkeys(self.fleet_names, every) if rotation is None else rotation
+        )
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every call result that the API holds, by session."""
+        text = self.ssh("hub", "curl -fsS --max-time 20 http://127.0.0.1:8080/api/v1/call-results")
+        return {one["session_id"]: one for one in json.loads(text)["results"]}
+
+    def cut(self, within: float = RESULT_SECONDS) -> list[str]:
+        """Background calls started since it was asked last that ended early, or left no result within a time."""
+        started, self.background = [call for call in self.background if call.status == 200], []
+        if not started:
+            return []
+        over = max(call.answered_at + call.planned for call in started) + within
+        while not (found := self.results()).keys() >= {call.session for call in started} and time.time() < over:
+            time.sleep(0.2)
+        return cut_calls(started, found)
 
     def slots(self, host: str) -> list[dict[str, Any]]:
         """What the slot program says of each slot."""
@@ -226,3 +289,23 @@ class Fleet:
             "proxies": self.ssh(host, f"python3 - <<'END'\n{RUNNING_CONFIGURATIONS}\nEND"),
             "rules": self.ssh(host, "command -v nft >/dev/null && nft list table inet callfleet 2>/dev/null || true"),
         }
+
+
+def starts_of(answered: Summary | list[Started], hosts: list[str]) -> list[Start]:
+    """Starts as their callers saw them, with the hosts that could have taken them; no sensible answer is a refusal."""
+    calls = answered.calls if isinstance(answered, Summary) else answered
+    return [
+        Start(
+            one.session,
+            one.began_at,
+            one.answered_at,
+            one.status == 200 if isinstance(one, Started) else one.opened,
+            tuple(hosts),
+        )
+        for one in calls
+    ]
+
+
+def _line(watcher: subprocess.Popen[str]) -> str:
+    assert watcher.stdout is not None
+    return watcher.stdout.readline()

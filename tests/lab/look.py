@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,9 +17,20 @@ from callfleet.expected import Directory, File, Package, Stack, Unit
 from callfleet.site import load_site
 from facts.probe import parse, script
 from lab.model import Lab
-from tests.lab.fleet import Converge, Fleet
+from tests.lab.fleet import STACK, Converge, Fleet
 
 WINDOW = 20
+HOST_PROXY = f"/run/{STACK}/proxy/admin.sock"
+INGRESS = "/run/callfleet-ingress/admin.sock"
+
+
+FIGURES: list[str] = []
+"""What tests measured; shown at the end of a run."""
+
+
+def tell(figure: str) -> None:
+    """Have a measured figure shown with the run's results."""
+    FIGURES.append(figure)
 
 
 def request(fleet: Fleet, host: str) -> ProbeRequest:
@@ -120,6 +132,25 @@ def nothing_to_do(fleet: Fleet, *arguments: str) -> Converge:
     assert differences(before, outside(fleet)) == []
     assert acted_on(events) == []
     return done
+
+
+def ask_proxy(fleet: Fleet, host: str, socket: str, command: str) -> str:
+    """The answer of a proxy's admin socket."""
+    return fleet.ssh(
+        host,
+        f"python3 - <<'END'\nimport socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('{socket}')\n"
+        f"s.sendall(b'{command}\\n')\ns.shutdown(1)\n"
+        "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\nEND",
+    )
+
+
+def show_stat(fleet: Fleet, host: str, socket: str) -> dict[str, dict[str, dict[str, str]]]:
+    """What a proxy counts, by backend and server."""
+    rows = csv.DictReader(ask_proxy(fleet, host, socket, "show stat").removeprefix("# ").splitlines())
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["pxname"], {})[row["svname"]] = row
+    return found
 
 
 def failed_hosts(done: Converge) -> set[str]:

@@ -28,9 +28,20 @@ from callfleet.plan import Change, Word
 from callfleet.script import script
 from callfleet.site import load_site
 from lab import hosts, registry
+from lab.calls import StartStream
 from tests.lab.background import background, came_through, hang_up, logged
-from tests.lab.fleet import PYINFRA, ROOT, STACK, Converge, Fleet
-from tests.lab.look import acted_on, differences, docker_events, failed_hosts, leaks, nothing_to_do, outside, touched
+from tests.lab.fleet import PYINFRA, ROOT, STACK, Converge, Fleet, starts_of
+from tests.lab.look import (
+    acted_on,
+    differences,
+    docker_events,
+    failed_hosts,
+    leaks,
+    nothing_to_do,
+    outside,
+    tell,
+    touched,
+)
 
 SLOTS = 8
 FOREIGN = "https://fleet.elsewhere.example.com"
@@ -126,11 +137,10 @@ def _until(stream: IO[str], text: str) -> str:
 
 
 def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
-    """8 calls on 8 slots, one of each host in the background: the run ends at once with 8 slots pending.
+    """6 calls and 2 in the background on 8 slots: the run ends at once with 8 slots pending, nothing is touched or cut.
 
-    No container is touched, no call has a gap or is cut, and the results arrive.
-
-    Once the calls have ended another run finishes the slots, and the one after that finds nothing.
+    Once the calls have ended another run finishes the slots, while starts are made: none is refused beside a free slot.
+    The API then holds a result of every canary call, marked. The run after that finds nothing.
     """
     began, before = time.time(), workers(fleet)
 
@@ -150,12 +160,74 @@ def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
             assert held.report().clean, held.report().gaps[:5]
         assert fleet.doubled(began) == []
         fleet.wait_idle()
-        finished = fleet.converge()
-        assert finished.pending == []
+        assert fleet.cut() == []
+        changed = time.time()
+        with fleet.rotation() as rotation:
+            with StartStream(ingress_url(fleet), 1, fleet.ssl, pause=0.1, resolve=fleet.resolve) as stream:
+                finished = fleet.converge()
+            starts = starts_of(stream.summary(), fleet.fleet_names)
+        published = {host: {slot: len(spans) for slot, spans in slots.items()} for host, slots in rotation.items()}
+        tell(f"rolling change: {len(starts)} starts, refused {stream.summary().refused}, times published {published}")
+        assert len(starts) > 10
+        assert fleet.refused_while_free(starts, rotation) == []
+        assert fleet.doubled(changed) == []
+        assert all(times >= 2 for slots in published.values() for times in slots.values())
+        if finished.pending:  # a slot that had one of these calls just then
+            assert fleet.converge().pending == []
         assert not workers(fleet) & before
+        canaries_are_marked(fleet, changed, SLOTS)
         assert fleet.ssh("eu1-a", f"docker exec {STACK}-worker-3-1 printenv GREETING") == "hello\n"
         clean(fleet)
     assert fleet.converge().pending == []
+
+
+def ingress_url(fleet: Fleet) -> str:
+    """Where carriers call."""
+    return f"wss://calls.{fleet.lab.domain}/ws/demo"
+
+
+def canaries_are_marked(fleet: Fleet, since: float, n: int) -> None:
+    """Of n canary calls since a time, by the workers' own logs, the API holds the results, marked; no other is marked.
+
+    What it reports as real calls is exactly the others.
+    """
+    starts = [e for host in fleet.fleet_names for e in fleet.events(host) if e["event"] == "start"]
+    canaries = {event["session"] for event in starts if event["bot"] == "canary"}
+    fresh = {event["session"] for event in starts if event["bot"] == "canary" and event["t"] >= since}
+    assert len(fresh) == n
+    fleet.until(lambda: fresh <= fleet.results().keys(), 15, "the canaries' results are with the API")
+    held = fleet.results()
+    assert {session for session, result in held.items() if result["canary"]} == canaries & held.keys()
+    real = json.loads(fleet.ssh("hub", f"{CURL} {API}/reports/calls"))["calls"]
+    tell(f"canaries: {len(fresh)} fresh, {len(canaries & held.keys())} in all, all marked; {real} real calls reported")
+    assert real == len(held.keys() - canaries)
+
+
+def test_the_check_sees_a_canary_result_that_counts(fleet: Fleet) -> None:
+    """Control: a canary call's result that lost its mark on the way to the API turns the check red."""
+    began, name = time.time(), fleet.fleet_names[0]
+    (answer,) = fleet.attach(name, 1, seconds=0, bot_id="canary")
+    canaries_are_marked(fleet, began, 1)
+    unmarked = json.dumps({**fleet.results()[answer.session], "bot_id": "demo"})
+    secret = (fleet.lab.directory / "secrets/core_secret").read_text().strip()
+    header = f"{fleet_header(fleet)}: {secret}"
+
+    def put(body: str) -> None:
+        send = f"curl -fsS -H @- -H 'Content-Type: application/json' -d '{body}' {API}/call-results"
+        fleet.ssh("hub", f"{send} <<'END'\n{header}\nEND")
+
+    put(unmarked)
+    try:
+        with pytest.raises(AssertionError):
+            canaries_are_marked(fleet, began, 1)
+    finally:
+        put(json.dumps({**json.loads(unmarked), "bot_id": "canary"}))
+    canaries_are_marked(fleet, began, 1)
+
+
+def fleet_header(fleet: Fleet) -> str:
+    """The name of the header that carries the core secret."""
+    return load_site(fleet.lab.inventory).brand.secret_header
 
 
 # Edited by hand

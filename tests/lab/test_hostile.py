@@ -190,6 +190,7 @@ def calm(converged: Fleet) -> Iterator[Fleet]:
     yield converged
     for host in converged.fleet_names:
         wait_states(converged, host, ALL, 30)
+    assert converged.cut() == []
 
 
 # Signals and crashes of workers

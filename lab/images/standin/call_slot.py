@@ -43,6 +43,11 @@ class Call:
     begun: float = field(default_factory=time.monotonic)
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What the log says of its beginning; since `taken` the slot has not been idle."""
+        return {"session": self.session_id, "route": self.route, "taken": self.started}
+
+    @property
     def seconds(self) -> float:
         """How long the call has lasted."""
         return time.monotonic() - self.begun
@@ -80,7 +85,7 @@ class CallSlot:
     async def configure(self, call: Call) -> float:
         """Fetch the bot's configuration and log the start; returns the longest length in seconds."""
         config = await self._fetch_config(call.bot_id)
-        self.log.write("start", session=call.session_id, route=call.route, bot=call.bot_id, planned=call.planned)
+        self.log.write("start", **call.about, bot=call.bot_id, planned=call.planned)
         return float(config.get("max_call_duration_seconds") or DEFAULT_CALL_SECONDS)
 
     def finish(self, call: Call, outcome: str, code: int | None = None) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -81,7 +81,7 @@ class Worker:
             code, outcome = await self.converse(socket, call)
             self.slot.finish(call, outcome, code)
         except NoConfigError as error:
-            self.log.write("refused", session=call.session_id, route=route, code=error.status, why=str(error))
+            self.log.write("refused", **call.about, code=error.status, why=str(error))
             await socket.close(4404 if error.status == 404 else 1011, str(error))
         except WebSocketDisconnect as gone:  # the peer went away while a frame was being sent to it
             self.slot.finish(call, self.outcome(gone.code), gone.code)
@@ -129,12 +129,12 @@ class Worker:
             call = posted_call(request.url.path, await request.json())
         except ValueError as error:
             return refuse(422, str(error))
-        if not self.slot.take(call, 429):
-            return self.rejected(call, 429, "at_capacity")
+        if not self.slot.take(call, self.settings.post_refusal):
+            return self.rejected(call, self.settings.post_refusal, "at_capacity")
         try:
             longest = await self.slot.configure(call)
         except NoConfigError as error:
-            self.log.write("refused", session=call.session_id, route=call.route, code=error.status, why=str(error))
+            self.log.write("refused", **call.about, code=error.status, why=str(error))
             self.slot.release(call)
             return self.rejected(call, error.status, str(error))
         except BaseException:
@@ -148,7 +148,7 @@ class Worker:
 
     def rejected(self, call: Call, status: int, detail: str) -> Response:
         """The refusal of a POST start."""
-        if call.route == "/livekit/dispatch" and status in (429, 404):
+        if call.route == "/livekit/dispatch" and status in (self.settings.post_refusal, 404):
             self.log.write("dispatch_rejected", session=call.session_id, route=call.route, code=status)
         return refuse(status, detail)
 
@@ -164,6 +164,7 @@ class Worker:
 
     async def health(self, request: Request) -> Response:
         """This worker's own state; the host's totals come from siblings, at most a few seconds old."""
+        await self.be_slow()
         own = self.own_health()
         if "alone" in request.query_params:
             return reply(own)
@@ -171,6 +172,11 @@ class Worker:
         totals = {"total_capacity": self.settings.workers * self.settings.max_calls, "total_available": free}
         identity = {"workers": self.settings.workers, "worker_id": own.pop("worker_id"), "worker_pid": own.pop("pid")}
         return reply({**own, **totals, **identity})
+
+    async def be_slow(self) -> None:
+        """Answer late if a test wants it; nothing else of the worker is."""
+        with suppress(OSError, ValueError):
+            await asyncio.sleep(float(self.settings.slow_file.read_text()))
 
     def own_health(self) -> dict[str, Any]:
         """What this worker knows without asking anybody."""
@@ -184,6 +190,7 @@ class Worker:
 
     async def fleet(self, _request: Request) -> Response:
         """All workers of the host, asked now; an unreachable one offers nothing."""
+        await self.be_slow()
         healths = {**await self.siblings.healths(), self.settings.worker_id: self.own_health()}
         workers = [fleet_entry(worker_id, healths[worker_id]) for worker_id in sorted(healths, key=int)]
         return reply(

@@ -7,6 +7,7 @@ JSON lines; each line is one O_APPEND write, so lines of several processes never
     start_while_busy_refused      a start met a busy worker and was refused with `code`
     start_while_busy_accepted     the same with the refusal switched off: a doubled call (its `start` follows)
     refused                       a start was refused for another reason (`code`, `why`)
+                                  `start` and `refused` say since when (`taken`) the slot was not idle
     dispatch_rejected             a 429 or 404 to /livekit/dispatch: in production this hung up a caller
 """
 

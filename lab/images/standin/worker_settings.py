@@ -26,9 +26,15 @@ class WorkerSettings:
     outbox: Path | None
     recordings: Path | None
     ws_refusal: int
+    post_refusal: int
     refuses_when_busy: bool
     broken: bool
     event_log: Path | None
+
+    @property
+    def slow_file(self) -> Path:
+        """Beside the socket, for tests: while it is there, health answers come as many seconds late as it says."""
+        return self.socket.with_suffix(".slow")
 
     def sibling(self, worker_id: str) -> Path:
         """Where the worker with this id is looked for."""
@@ -53,6 +59,7 @@ def read_settings(env: dict[str, str]) -> WorkerSettings:
         outbox=Path(env["OUTBOX_DIR"]) if env.get("OUTBOX_DIR") else None,
         recordings=Path(env["RECORDINGS_DIR"]) if env.get("RECORDINGS_DIR") else None,
         ws_refusal=int(env.get("STANDIN_WS_REFUSAL", "403")),
+        post_refusal=int(env.get("STANDIN_POST_REFUSAL", "429")),
         refuses_when_busy=env.get("STANDIN_REFUSE", "1") != "0",
         broken=env.get("STANDIN_BROKEN") == "1",
         event_log=Path(env["STANDIN_EVENT_LOG"]) if env.get("STANDIN_EVENT_LOG") else None,
