@@ -150,7 +150,7 @@ def _proxy_spec(context: Context, folder: str, run: str) -> dict[str, Any]:
             "haproxy",
             "-W",
             # No line for each worker that turns busy or idle: while dockerd is down nobody reads them, and once the
-            # pipe is full the one thread that carries every call would wait. Errors at the start are still said.
+            # pipe is full the one thread that carries every call would wait. Its file is checked aloud beforehand.
             "-q",
             "-S",
             "/run/haproxy/master.sock,mode,600",
