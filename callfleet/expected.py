@@ -147,7 +147,7 @@ class Stack:
     """A Compose project whose services carry the given configuration hashes.
 
     `config` maps each service to the hash on its `callfleet.config` label; `proxy_config` is the hash that the running
-    proxy must report; `slots` counts one-call workers.
+    proxy must report, `proxy_file` the file that it must have been loaded after; `slots` counts one-call workers.
     """
 
     name: str
@@ -155,6 +155,7 @@ class Stack:
     kinds: Mapping[str, str]
     slots: int = 0
     proxy_config: str = ""
+    proxy_file: str = ""
 
 
 Item = Directory | File | Absent | Package | Unit | Command | Requirement | Images | Stack

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from callfleet.actual import Actual, Container, Engine, FileState, Slot, Unknown
+from callfleet.actual import Actual, Container, Engine, FileState, Proxy, Slot, Unknown
 from callfleet.expected import (
     Absent,
     Command,
@@ -106,11 +106,13 @@ def plan(expected: ExpectedHost, actual: Actual) -> HostPlan:
 
 
 def _concern(concern: Concern, actual: Actual, touched: frozenset[str]) -> ConcernPlan:
-    changes = tuple(change for item in concern.items for change in _compare(item, actual, touched))
+    own = frozenset(item.path for item in concern.items if isinstance(item, File) and _file(item, actual))
+    changes = tuple(change for item in concern.items for change in _compare(item, actual, touched, own))
     return ConcernPlan(concern.name, changes)
 
 
-def _compare(item: Item, actual: Actual, touched: frozenset[str]) -> list[Change]:
+def _compare(item: Item, actual: Actual, touched: frozenset[str], own: frozenset[str]) -> list[Change]:
+    """`touched`: files of the host that are about to change; `own`: those that the item's own concern changes."""
     match item:
         case Directory():
             return _directory(item, actual)
@@ -123,13 +125,13 @@ def _compare(item: Item, actual: Actual, touched: frozenset[str]) -> list[Change
         case Unit():
             return _unit(item, actual, touched)
         case Command():
-            return _command(item, actual)
+            return _command(item, actual, own)
         case Requirement():
             return _requirement(item, actual)
         case Images():
             return _images(item, actual)
         case Stack():
-            return _stack(item, actual)
+            return _stack(item, actual, own)
 
 
 def _blocked(kind: str, subject: str, unknown: Unknown, item: Item) -> list[Change]:
@@ -257,8 +259,8 @@ def _changed_after(item: Unit, since: int | None, actual: Actual, touched: froze
     return ""
 
 
-def _command(item: Command, actual: Actual) -> list[Change]:
-    found = fact(item.fact, actual)
+def _command(item: Command, actual: Actual, own: frozenset[str]) -> list[Change]:
+    found = fact(item.fact, actual, own)
     if isinstance(found, Unknown):
         return _blocked("setting", item.subject, found, item)
     if found == item.wanted:
@@ -276,8 +278,11 @@ def _requirement(item: Requirement, actual: Actual) -> list[Change]:
     return [Change(item.subject, found, Word.BLOCKED, reason, item)]
 
 
-def fact(name: str, actual: Actual) -> str | Unknown:
-    """The value of one named fact as text; empty where the thing is not there yet."""
+def fact(name: str, actual: Actual, touched: frozenset[str] = frozenset()) -> str | Unknown:
+    """The value of one named fact as text; empty where the thing is not there yet. `touched` files are about to change.
+
+    `proxy:SOCKET:FILE` is the hash of the configuration that a proxy runs, while it was loaded after FILE was written.
+    """
     kind, _, argument = name.partition(":")
     match kind:
         case "docker.live_restore":
@@ -292,8 +297,11 @@ def fact(name: str, actual: Actual) -> str | Unknown:
             state = actual.file(argument)
             return state if isinstance(state, Unknown) else ("" if state is None else "present")
         case "proxy":
-            proxy = actual.proxy(argument)
-            return proxy if isinstance(proxy, Unknown) else ("" if proxy is None else proxy.config or "")
+            socket, _, file = argument.partition(":")
+            proxy = actual.proxy(socket)
+            if proxy is None or isinstance(proxy, Unknown):
+                return "" if proxy is None else proxy
+            return "loaded from another file" if _loaded_before(proxy, file, actual, touched) else proxy.config or ""
         case "core_fleet":
             fleet = actual.core_fleet
             return fleet if isinstance(fleet, Unknown) else json.dumps(list(fleet or ()))
@@ -332,7 +340,18 @@ def _images(item: Images, actual: Actual) -> list[Change]:
     ]
 
 
-def _stack(item: Stack, actual: Actual) -> list[Change]:
+def _loaded_before(proxy: Proxy, file: str, actual: Actual, touched: frozenset[str]) -> bool:
+    """Whether a proxy's file was written after it was loaded: what it runs need not be what its hash says."""
+    if file in touched:
+        return True
+    state = actual.file(file) if file else None
+    if not isinstance(state, FileState) or isinstance(actual.clock, Unknown):
+        return False
+    # Both are whole seconds, so a load in the second of the writing counts as after it.
+    return int(state.mtime) > actual.clock.unix - proxy.uptime + 1
+
+
+def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:
     if isinstance(actual.engine, Unknown):
         return _blocked("containers", item.name, actual.engine, item)
     containers: tuple[Container, ...] | Unknown = () if actual.engine is None else actual.stack_containers(item.name)
@@ -358,7 +377,8 @@ def _stack(item: Stack, actual: Actual) -> list[Change]:
         proxy = actual.proxy(f"/run/{item.name}/proxy/admin.sock")
         if isinstance(proxy, Unknown):
             return [*changes, *_blocked("proxy", item.name, proxy, item)]
-        if proxy is None or proxy.config != item.proxy_config:
+        known = proxy is not None and proxy.config == item.proxy_config
+        if proxy is None or not known or _loaded_before(proxy, item.proxy_file, actual, own):
             changes.append(
                 Change("proxy", f"{item.name}/proxy", Word.RELOAD, "runs another configuration", item, "calls go on")
             )

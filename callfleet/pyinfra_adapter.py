@@ -121,7 +121,7 @@ def _request(made: Context) -> ProbeRequest:
     items = expected_host(made).items()
     stacks = tuple(item.name for item in items if isinstance(item, Stack))
     facts = [item.fact.partition(":") for item in items if isinstance(item, Command)]
-    proxies = [argument for kind, _, argument in facts if kind == "proxy"]
+    proxies = [argument.partition(":")[0] for kind, _, argument in facts if kind == "proxy"]
     proxies += [f"/run/{item.name}/proxy/admin.sock" for item in items if isinstance(item, Stack) and item.proxy_config]
     return ProbeRequest(
         files=tuple(

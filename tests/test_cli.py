@@ -31,7 +31,7 @@ def test_validate_lists_hosts_and_the_next_command(tmp_path: Path) -> None:
     done = callfleet("validate", str(write_site(tmp_path, valid())))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "acme: valid. 4 hosts, 12 call slots, release 2026.11.20."
-    assert "Next: pyinfra inventories/acme.py deploy.py --dry" in done.stdout
+    assert "Next: callfleet plan" in done.stdout
 
 
 def test_validate_json_is_one_document(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
             "slot_service": "worker-{n}",
             "proxy": {
                 "config_hash": proxy_hash,
+                "config": f"{folder}/haproxy/haproxy.cfg",
                 "admin_socket": f"{run}/proxy/admin.sock",
                 "master_socket": f"{run}/proxy/master.sock",
                 "container_config": "/usr/local/etc/haproxy/haproxy.cfg",

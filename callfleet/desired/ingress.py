@@ -78,7 +78,7 @@ def _loaded(context: Context, tls: tuple[File, ...]) -> tuple[Item, ...]:
         Unit("haproxy.service"),
         Command(
             subject="haproxy configuration",
-            fact=f"proxy:{ADMIN_SOCKET}",
+            fact=f"proxy:{ADMIN_SOCKET}:{FOLDER}/haproxy.cfg",
             wanted=digest,
             action="reload",
             script=f"{LOAD} haproxy.service --config {FOLDER}/haproxy.cfg "

@@ -127,6 +127,7 @@ def project(
                 {n: s.kind for n, s in services.items()},
                 slots=slots,
                 proxy_config=proxy_config,
+                proxy_file=f"{folder}/haproxy/haproxy.cfg" if proxy_config else "",
             ),
             Unit(f"stack@{name}.service"),
             *(

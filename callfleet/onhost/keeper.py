@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
+from pathlib import Path
 
 from . import canary, sockets
 from .compose import Container, Docker
@@ -67,6 +69,7 @@ class Keeper:
 
     def run(self) -> None:
         """Until `stopping` is set. A converge that holds the lock is left alone."""
+        _tell_systemd("READY=1")
         while not self.stopping.wait(ROUND_SECONDS):
             try:
                 self.round()
@@ -140,3 +143,15 @@ class Keeper:
                 self.pauses.pop(n, None)
                 if n not in reasons:
                     print(f"keeper: {self.stack.service_of(n)}: published", flush=True)
+
+
+def _tell_systemd(text: str) -> None:
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        try:
+            line.connect("\0" + path[1:] if path.startswith("@") else str(Path(path)))
+            line.send(text.encode())
+        except OSError:
+            return

@@ -48,6 +48,32 @@ def running_config(proxy: Proxy) -> str | None:
     return None
 
 
+def is_current(proxy: Proxy) -> bool:
+    """Whether it runs the wanted configuration, and was loaded after its file was written.
+
+    A file that was edited, loaded and put back has the wanted hash in both, and something else runs.
+    """
+    if running_config(proxy) != proxy.config_hash:
+        return False
+    if proxy.config is None:
+        return True
+    try:
+        written = proxy.config.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    # HAProxy counts whole seconds, so a load in the second of the writing counts as after it.
+    return written <= time.time() - _uptime(proxy) + 1
+
+
+def _uptime(proxy: Proxy) -> int:
+    """Seconds since the process that takes connections was started."""
+    for line in say(proxy.admin_socket, "show info").splitlines():
+        name, _, value = line.partition(": ")
+        if name == "Uptime_sec" and value.strip().isdigit():
+            return int(value)
+    raise SlotError(f"the proxy on {proxy.admin_socket} does not say since when it runs")
+
+
 def check(proxy: Proxy, docker: Docker, container: Container) -> None:
     """Have the running proxy's own program read the new file; warnings count. SlotError with its words."""
     docker.inside(container, "haproxy", "-c", "-dW", "-f", proxy.container_config)

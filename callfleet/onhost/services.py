@@ -58,7 +58,7 @@ def settle_proxy(run: Run, service: Service) -> None:
         run.guard()
         _start(run, name)
         return
-    if spec and spec.config_hash and haproxy.running_config(spec) != spec.config_hash:
+    if spec and spec.config_hash and not haproxy.is_current(spec):
         changed = _reload(run, name, spec, running)
     if former:
         _let_go(run, name, spec, former)

@@ -37,12 +37,16 @@ class Service:
 
 @dataclass(frozen=True)
 class Proxy:
-    """The host proxy. `config_hash` is what `show env CALLFLEET_CONFIG` must say; None means it is not compared."""
+    """The host proxy. `config_hash` is what `show env CALLFLEET_CONFIG` must say; None means it is not compared.
+
+    `config` is its file on the host, which it must have been loaded after.
+    """
 
     config_hash: str | None
     admin_socket: Path
     master_socket: Path
     container_config: str
+    config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ class _Reader:
             admin_socket=self.below(self.get(table, "admin_socket", str, "proxy", f"/run/{name}/proxy/admin.sock")),
             master_socket=self.below(self.get(table, "master_socket", str, "proxy", f"/run/{name}/proxy/master.sock")),
             container_config=self.get(table, "container_config", str, "proxy", "/usr/local/etc/haproxy/haproxy.cfg"),
+            config=self.below(self.get(table, "config", str, "proxy")) if "config" in table else None,
         )
 
     def plain(self, kind: type[T], value: Any, at: str) -> T:

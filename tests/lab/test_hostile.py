@@ -591,21 +591,23 @@ def starts_of_a_drained_worker(fleet: Fleet, host: str) -> int:
 def test_a_kept_connection_does_not_reach_a_drained_worker(calm: Fleet) -> None:
     """A client posts, a slot is drained, the client posts on: nothing starts there.
 
-    Control: where the proxy keeps idle connections to workers and uses them again, calls do start there.
+    Control: where the proxy keeps idle connections to workers and uses them again, calls do start there. That proxy was
+    edited and loaded by hand under its old hash; a converge finds it and loads what it puts back.
     """
     host, config = calm.fleet_names[0], f"{PROJECT}/haproxy/haproxy.cfg"
     assert starts_of_a_drained_worker(calm, host) == 0
     reuse = "-e 's/http-reuse never/http-reuse always/' -e '/option http-server-close/d'"
-    calm.ssh(host, f"sed -i {reuse} -e 's/CALLFLEET_CONFIG .*/CALLFLEET_CONFIG reuse/' {config}")
+    calm.ssh(host, f"sed -i {reuse} {config}")
     try:
         assert ask_proxy(calm, host, "master", "reload").startswith("Success=1")
-        assert "CALLFLEET_CONFIG=reuse" in ask_proxy(calm, host, "admin", "show env CALLFLEET_CONFIG")
         calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the slot is seen again")
         assert starts_of_a_drained_worker(calm, host) > 0
     finally:
         done = calm.converge("--limit", host)
     assert f"{host}: update file {config}: content differs" in done.planned
-    assert "CALLFLEET_CONFIG=reuse" not in ask_proxy(calm, host, "admin", "show env CALLFLEET_CONFIG")
+    assert any(line.startswith(f"{host}: reload proxy {STACK}/proxy") for line in done.planned)
+    assert starts_of_a_drained_worker(calm, host) == 0
+    assert calm.converge("--limit", host).changed == 0
 
 
 def test_stopping_the_ingress_waits_for_its_calls(calm: Fleet) -> None:
