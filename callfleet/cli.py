@@ -11,13 +11,14 @@ from callfleet import __version__
 from callfleet.commands.common import SITE, echo_json, json_option, open_site
 from callfleet.errors import CallfleetError
 
-USAGE_ERROR = 64
+USAGE_ERROR, INTERRUPTED = 64, 130
 click.UsageError.exit_code = USAGE_ERROR
 
 
 VERBS = {
     "apply": "callfleet.commands.plan:apply",
     "explain": "callfleet.commands.status:explain",
+    "history": "callfleet.commands.history:history",
     "host": "callfleet.commands.slots:host",
     "lab": "lab.cli:lab",
     "status": "callfleet.commands.status:status",
@@ -96,11 +97,16 @@ def validate(site: str, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; errors meant for the operator are printed without a traceback."""
+    """Run the command; errors meant for the operator are printed without a traceback. Ctrl-C ends with 130."""
     try:
-        cli(prog_name="callfleet")
+        code = cli.main(prog_name="callfleet", standalone_mode=False)
     except CallfleetError as error:
         click.secho(str(error), fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Ended; nothing more is done.", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
