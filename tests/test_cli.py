@@ -15,7 +15,7 @@ from site_files import REPOSITORY, valid, write_site
 def callfleet(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     """Run the command without a terminal."""
     return subprocess.run(
-        [sys.executable, "-c", "from callfleet.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from callfleet.__main__ import main; main()", *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
@@ -91,3 +91,90 @@ def test_every_command_has_help() -> None:
 def test_importing_the_command_connects_to_nothing_and_needs_no_site(tmp_path: Path) -> None:
     """Run from an empty folder it still answers."""
     assert callfleet("--version", cwd=tmp_path).stdout.startswith("callfleet, version ")
+
+
+VERBS = [
+    ["plan"],
+    ["apply"],
+    ["status"],
+    ["history"],
+    ["explain"],
+    ["host", "drain"],
+    ["host", "ready"],
+    ["validate"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_explains_itself_with_examples(verb: list[str]) -> None:
+    """What it does, how it is called, and for what acts which exit codes it has."""
+    done = callfleet(*verb, "--help")
+    assert done.returncode == 0
+    assert f"callfleet {' '.join(verb)} " in done.stdout.partition("Examples:")[2]
+    assert verb == ["validate"] or verb == ["explain"] or "Exit codes:" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["apply"], ["plan", "prod", "--wrong"], ["host", "drain"], ["nosuch"]])
+def test_a_wrong_call_is_64(arguments: list[str]) -> None:
+    """Usage on standard error, nothing on standard output."""
+    done = callfleet(*arguments)
+    assert done.returncode == 64, done.stderr
+    assert "Usage:" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "prod"],
+        ["apply", "prod", "--yes"],
+        ["status", "prod", "--json"],
+        ["history", "prod"],
+        ["explain", "eu1-a", "--site", "prod"],
+        ["host", "drain", "eu1-a"],
+        ["host", "ready", "eu1", "--site", "staging"],
+    ],
+    ids=" ".join,
+)
+def test_shipped_sites_are_not_connected_to(arguments: list[str]) -> None:
+    """Their addresses belong to nobody: every verb says what to edit, and ends at once."""
+    done = callfleet(*arguments)
+    assert done.returncode == 1
+    assert "still has values from the documentation" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_site_that_is_not_there_is_named() -> None:
+    """With the file that was looked for."""
+    done = callfleet("plan", "nosuch")
+    assert done.returncode == 1
+    assert "inventories/nosuch.yml" in done.stderr
+
+
+@pytest.mark.parametrize("garbage", ["", "{", "[]", "5"])
+def test_a_saved_plan_that_is_garbage_is_refused_before_anything_connects(garbage: str, tmp_path: Path) -> None:
+    """What it is, and how to make one."""
+    (tmp_path / "plan").write_text(garbage)
+    done = callfleet("apply", "prod", "--plan", str(tmp_path / "plan"))
+    assert done.returncode == 1
+    assert "is no saved plan" in done.stderr
+    assert "--out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("callfleet ", {"plan", "apply", "status", "host"}), ("callfleet plan ", {"prod", "staging"})],
+)
+def test_the_shell_completes_verbs_and_sites(words: str, wanted: set[str]) -> None:
+    """As bash asks for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "callfleet"],
+        env=os.environ
+        | {"_CALLFLEET_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert wanted <= {line.partition(",")[2] for line in done.stdout.splitlines()}, done.stderr

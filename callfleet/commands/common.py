@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,14 @@ from callfleet.templates import ROOT
 DONE, FAILED, PENDING = 0, 1, 3
 """Exit codes of what acts: done, failed, some of it waits for the end of calls."""
 
-SITE = click.argument("site")
+
+def _sites(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the sites of this checkout, for the shell's completion."""
+    found = (path.stem for path in (ROOT / "inventories").glob("*.yml") if not path.stem.endswith(".release"))
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+SITE = click.argument("site", shell_complete=_sites)
 site_option = click.option(
     "--site",
     "-s",
@@ -75,6 +81,3 @@ def confirm_site(site: Site, what: str) -> None:
         raise CallfleetError("nobody can be asked here and --yes was not given; nothing was changed")
     if click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True) != site.name:
         raise click.Abort
-
-
-Verb = Callable[..., Any]
