@@ -177,7 +177,7 @@ n=$(wc -l < {self._log}) && head -n "$n" {self._log} | tail -n +{known + 1}; pri
 
     def read(self, answer: str) -> tuple[list[str], int | None]:
         """The fresh lines, and the exit code once it has ended: 255 when it ended without one, killed or rebooted."""
-        *lines, gone = answer.splitlines() or [""]
+        *lines, gone = answer.split("\n")  # as `wc -l` counts them: nothing else ends a line
         for number, line in enumerate(lines):
             if line.startswith(ENDED):
                 before = lines[:number]

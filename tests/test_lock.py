@@ -180,10 +180,11 @@ def test_a_script_that_was_cut_starts_nothing(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "lines", "code"),
     [
-        ("a\nb\n\n", ["a", "b"], None),
-        (f"a\n\n{lock.ENDED}0\n{lock.GONE}\n", ["a"], 0),
-        (f"\n{lock.ENDED}7\n\n", [], 7),
-        (f"a\n{lock.GONE}\n", ["a", "the step ended without a result: it was killed, or the host restarted"], 255),
+        ("a\nb\n", ["a", "b"], None),
+        ("10%\r20%\nb\n", ["10%\r20%", "b"], None),
+        (f"a\n\n{lock.ENDED}0\n{lock.GONE}", ["a"], 0),
+        (f"\n{lock.ENDED}7\n", [], 7),
+        (f"a\n{lock.GONE}", ["a", "the step ended without a result: it was killed, or the host restarted"], 255),
         ("", [], None),
     ],
 )
