@@ -9,15 +9,21 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import cast
 
 import click
 import pytest
 from click.testing import CliRunner
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
 
 from lab.calls import CallHolder, StartStream, Summary, burst, hold
 from lab.calls.__main__ import cli, parse_resolve
+from lab.calls.call import Call
 from lab.calls.driver_lag import DriverLag
+from lab.calls.report import Report
+from lab.calls.target import Target
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
@@ -212,6 +218,31 @@ def test_a_call_that_nobody_answers_is_an_error_not_an_exception() -> None:
     assert summary.refused == {0: 2}
     assert "refused" in summary.calls[0].error.lower() or "Errno" in summary.calls[0].error
     assert not summary.clean
+
+
+def test_a_close_that_only_the_sender_meets_is_no_clean_end() -> None:
+    """Every echo was back and the listener was not told yet: the call was ended by the other side all the same."""
+
+    class Closing:
+        close_code = 1012
+
+        async def send(self, _: bytes) -> None:
+            raise ConnectionClosedError(None, None)
+
+        async def recv(self) -> bytes:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def close(self) -> None: ...
+
+    async def run() -> Report:
+        call = Call(cast(Target, None), DriverLag())
+        call.report.opened = True
+        await call._talk(cast(ClientConnection, Closing()))
+        return call.report
+
+    report = asyncio.run(run())
+    assert (report.clean, report.closed_early, report.close_code) == (False, True, 1012)
 
 
 def test_the_driver_does_not_blame_calls_for_its_own_standstill() -> None:

@@ -251,7 +251,7 @@ def test_sigterm_cuts_calls_as_uvicorn_does(one: Standin) -> None:
         assert calls.wait_open() == 1
         one.wait_event("start")
         one.process.send_signal(signal.SIGTERM)
-        one.process.wait(5)
+        one.process.wait(60)
         wait_until(lambda: bool(calls.report().closed_early))
         calls.stop()
     assert [call.close_code for call in calls.report().calls] == [1012]

@@ -91,6 +91,7 @@ class Call:
                 await socket.send(NUMBER.pack(number) + PADDING)
             except ConnectionClosed:
                 del self._sent_at[number]
+                self.report.closed_early = True  # the listener may not have been told yet, and is not waited for
                 return
             self.report.frames_sent = number + 1
             await asyncio.sleep(begin + self.report.frames_sent / self._rate - loop.time())
