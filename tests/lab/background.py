@@ -38,6 +38,8 @@ def begin(fleet: Fleet, host: str, n: int = 1) -> list[str]:
     """Place n calls that last until `hang_up`; their sessions."""
     answers = fleet.attach(host, n, LONGEST)
     assert [answer.status for answer in answers] == [200] * n, answers
+    # They end when their caller hangs up, which `came_through` judges.
+    fleet.background = [call for call in fleet.background if call not in answers]
     return [answer.session for answer in answers]
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.model import Lab
-from tests.lab.fleet import Fleet
+from tests.lab.fleet import STACK, Fleet
 from tests.lab.look import FIGURES
 
+FAILED = pytest.StashKey[bool]()
 NAME = os.environ.get("CALLFLEET_TEST_LAB", "test")
 
 
@@ -30,6 +31,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for figure in FIGURES:
             terminalreporter.line(figure)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fixtures are told when their test has failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 def lab_command(*arguments: str) -> None:
@@ -59,9 +69,16 @@ def converged(bare: Fleet) -> Fleet:
 
 
 @pytest.fixture
-def fleet(converged: Fleet) -> Iterator[Fleet]:
-    """The converged hosts, idle before and after each test; no background call of a test may have been cut."""
+def fleet(converged: Fleet, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """The converged hosts, idle before and after each test; no background call of a test may have been cut.
+
+    What a failed test left is repaired, so that the next one tells of itself.
+    """
     converged.wait_idle()
     yield converged
+    if FAILED in request.node.stash:
+        for host in converged.fleet_names:
+            converged.ssh(host, f"slotctl ready {STACK}", check=False)
+        converged.pyinfra("-y")
     converged.wait_idle()
     assert converged.cut() == []
