@@ -98,7 +98,7 @@ def touched(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]])
 
 SEPARATORS = {"units": "\n\n", "rules": "\0"}
 # Our own notes of what was done: which rules were loaded, which slots passed their canary call.
-RECORDS = re.compile(r"/etc/callfleet/(firewall\.loaded|stacks/[^/]+/canary\.json)")
+RECORDS = re.compile(r"/etc/callfleet/(fence|firewall\.loaded|stacks/[^/]+/canary\.json)")
 
 
 def _subject(part: str, line: str) -> tuple[str, str] | None:
