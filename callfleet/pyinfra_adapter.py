@@ -56,7 +56,7 @@ def _end_clearly_without_an_answer() -> None:
             return input()
         except EOFError:
             text = "nobody can be asked here and -y was not given; nothing was changed. Read the plan, then add -y"
-            if context.ctx_state.isset() and context.state.is_executing:
+            if context.ctx_state.isset() and context.state.is_executing:  # type: ignore[no-untyped-call]
                 text = "nobody can be asked whether to go on after the failure above, so it ends here; run again"
             raise errors.CliError(text) from None
 
