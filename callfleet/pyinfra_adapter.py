@@ -396,16 +396,17 @@ def _decide_again(host: PyinfraHost, todo: ConcernPlan) -> ConcernPlan:
 
 
 def _still_as_planned(host: PyinfraHost, run: HostRun) -> None:
-    """Before the first write: the host must still be what the shown plan was made for."""
+    """Before the first write, and under the lock: the host must still be what the shown plan was made for.
+
+    Where no plan was shown, it is made anew: another run may have had the host until just now.
+    """
     if run.checked:
         return
     run.checked = True
-    if not run.planned_fingerprint:
-        return
     fresh = _probe(host, run)
     if run.error:
         raise StepError(f"{run.error}; nothing was done here, run again")
-    if fresh.fingerprint() != run.planned_fingerprint:
+    if run.planned_fingerprint and fresh.fingerprint() != run.planned_fingerprint:
         raise StepError("the host changed since the plan was shown; nothing was done here, run again")
     run.snapshot = fresh
 

@@ -63,7 +63,7 @@ def test_a_run_with_nothing_to_do_costs_one_command_per_host(fleet: Fleet, tmp_p
 
 
 def test_a_file_that_changes_costs_few_commands_and_no_upload(fleet: Fleet, tmp_path: Path) -> None:
-    """Probe, probe before the first write, the script, the look afterwards; the counter sees them (control)."""
+    """Probe, lock, probe under the lock, the script, the look afterwards, unlock; the counter sees them (control)."""
     name = fleet.fleet_names[0]
     fleet.converge()
     fleet.ssh(name, "echo '# by hand' >> /etc/apt/apt.conf.d/60callfleet")
@@ -72,7 +72,7 @@ def test_a_file_that_changes_costs_few_commands_and_no_upload(fleet: Fleet, tmp_
     assert done.planned == {f"{name}: update file /etc/apt/apt.conf.d/60callfleet: content differs"}
     counts = Counter(one["peer"] for one in channels)
     address = fleet.lab.host(name).address
-    assert counts.pop(address) == 3  # probe, script, verify; without -y one more, between the question and the answer
+    assert counts.pop(address) == 6
     assert set(counts.values()) == {1}
     assert {one["kind"] for one in channels} == {"exec_command"}
 
