@@ -235,11 +235,14 @@ class ProxyServer:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running HAProxy seen through its admin socket; ``config`` is the hash of the file that it was started with."""
+    """A running HAProxy seen through its admin socket; ``config`` is the hash of the file that it was started with.
+
+    ``started``: unix seconds of the start or reload by which it runs; ``None`` where it does not say (before 2.9).
+    """
 
     version: str
     pid: int
-    uptime: int
+    started: int | None
     sessions: int
     stopping: bool
     config: str | None

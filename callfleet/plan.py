@@ -345,10 +345,8 @@ def _loaded_before(proxy: Proxy, file: str, actual: Actual, touched: frozenset[s
     if file in touched:
         return True
     state = actual.file(file) if file else None
-    if not isinstance(state, FileState) or isinstance(actual.clock, Unknown):
-        return False
-    # Both are whole seconds, so a load in the second of the writing counts as after it.
-    return int(state.mtime) > actual.clock.unix - proxy.uptime + 1
+    # Whole seconds: a load in the second of the writing counts as after it.
+    return isinstance(state, FileState) and proxy.started is not None and int(state.mtime) > proxy.started
 
 
 def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:

@@ -162,11 +162,11 @@ def run_record(state: State) -> Run:
 def ensure_locked(host: PyinfraHost) -> Held:
     """The lock of this run on `host`, taken if it is not held yet. StepError says who has it, and what to do."""
     run = run_record(host.state)
-    if host in _held:
-        return _held[host]
     if run.refused:
         names = ", ".join(sorted(run.refused))
         raise LockedError(f"{names}: another run is at work there, so nothing is done here either; run again after it")
+    if host in _held:
+        return _held[host]
     try:
         owner, fence = _take(host, run)
     except LockedError as error:

@@ -42,7 +42,7 @@ def read_proxy(texts: dict[str, str]) -> Proxy:
     return Proxy(
         version=info["Version"],
         pid=int(info["Pid"]),
-        uptime=int(info["Uptime_sec"]),
+        started=int(info["Start_time_sec"]) if "Start_time_sec" in info else None,
         sessions=int(info["CurrConns"]),
         stopping=info.get("Stopping", "0") != "0",
         config=config if name == "CALLFLEET_CONFIG" and config else None,

@@ -9,7 +9,6 @@ import pytest
 
 from callfleet.actual import (
     Actual,
-    Clock,
     Container,
     Engine,
     FileState,
@@ -47,7 +46,7 @@ FOLDER = replace(FILE, kind="directory", mode=0o755, sha256=None)
 LINK = replace(FILE, kind="link", mode=0o777, sha256=None, target="/elsewhere")
 ACTIVE = UnitState("u.service", "loaded", "active", "running", "enabled", 7, 1000, "", 0, "/u", (), False)
 ENGINE = Engine("26.1", "2.26", True, "overlay2", "cgroupfs", "json-file", "/var/lib/docker")
-PROXY = Proxy("3.0", 9, 60, 0, False, "p1", ())
+PROXY = Proxy("3.0", 9, 1000, 0, False, "p1", ())
 IMAGE = "registry/worker@sha256:1"
 
 
@@ -337,13 +336,12 @@ def test_a_host_that_is_not_what_is_required_is_refused(system: Os | Unknown, re
     assert [(change.word, change.reason) for change in changes] == ([("blocked", refused)] if refused else [])
 
 
-@pytest.mark.parametrize(("written", "stale"), [(900.0, False), (941.0, False), (942.0, True), (2000.0, True)])
+@pytest.mark.parametrize(("written", "stale"), [(900.0, False), (940.9, False), (941.0, True), (2000.0, True)])
 def test_a_proxy_that_was_loaded_before_its_file_was_written_is_loaded_again(written: float, stale: bool) -> None:
     """Its hash is the wanted one, and what it runs need not be: it was edited, loaded and put back by hand."""
     differs: dict[str, Any] = {
         "files": {"/f": replace(FILE, mtime=written)},
-        "clock": Clock(1000, True),
-        "proxies": {ADMIN: replace(PROXY, uptime=60)},
+        "proxies": {ADMIN: replace(PROXY, started=940)},
     }
     assert bool(changes(replace(STACK, proxy_file="/f"), **differs)) is stale
     assert bool(changes(Command("haproxy", f"proxy:{ADMIN}:/f", "p1", "true"), **differs)) is stale
@@ -352,5 +350,5 @@ def test_a_proxy_that_was_loaded_before_its_file_was_written_is_loaded_again(wri
 def test_a_proxy_whose_file_is_about_to_change_is_loaded_in_the_same_run() -> None:
     """The file that is put back has the hash of the one that runs."""
     edited = replace(FILE, sha256=sha256(b"by hand"))
-    found = changes(F, replace(STACK, proxy_file="/f"), files={"/f": edited}, clock=Clock(1000, True))
+    found = changes(F, replace(STACK, proxy_file="/f"), files={"/f": edited})
     assert [(change.kind, str(change.word)) for change in found] == [("file", "update"), ("proxy", "reload")]

@@ -61,15 +61,15 @@ def is_current(proxy: Proxy) -> bool:
         written = proxy.config.stat().st_mtime
     except FileNotFoundError:
         return False
-    # HAProxy counts whole seconds, so a load in the second of the writing counts as after it.
-    return written <= time.time() - _uptime(proxy) + 1
+    # Whole seconds: a load in the second of the writing counts as after it.
+    return int(written) <= _started(proxy)
 
 
-def _uptime(proxy: Proxy) -> int:
-    """Seconds since the process that takes connections was started."""
+def _started(proxy: Proxy) -> int:
+    """Unix seconds of the start or reload by which the process that takes connections runs."""
     for line in say(proxy.admin_socket, "show info").splitlines():
         name, _, value = line.partition(": ")
-        if name == "Uptime_sec" and value.strip().isdigit():
+        if name == "Start_time_sec" and value.strip().isdigit():
             return int(value)
     raise SlotError(f"the proxy on {proxy.admin_socket} does not say since when it runs")
 

@@ -568,7 +568,7 @@ PROCESSES = """#<PID>          <type>          <reloads>       <uptime>        <
 
 """
 ANSWERS = {
-    "show info": "Name: HAProxy\nVersion: 3.0.11\nPid: 18558\nUptime_sec: 2\nCurrConns: 1\nStopping: 0\n\n",
+    "show info": "Name: HAProxy\nVersion: 3.0.11\nPid: 18558\nStart_time_sec: 1000\nCurrConns: 1\nStopping: 0\n\n",
     "show stat": STAT,
     "show servers state": SERVERS,
     "show env CALLFLEET_CONFIG": "CALLFLEET_CONFIG=abc123\n\n",
