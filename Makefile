@@ -1,13 +1,14 @@
 # make demo    bare hosts become a call fleet on this machine, with calls held on every slot
 # make test    everything: lint, types, unit tests, and the lab tests on real hosts (root; installs what it needs)
 # make check   the quick part, no hosts
+# make chaos   the long forms that `make test` leaves out: hosts that hang, links that go silent, every kind of drift
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # Unit tests mostly wait, so there are more of them at a time than cores. Lab tests have one lab and run alone.
 UNIT_WORKERS ?= 4
 
-.PHONY: demo test check lint types unit lab-test venv lock clean
+.PHONY: demo test check lint types unit lab-test chaos venv lock clean
 
 demo: venv
 	$(BIN)/python -m lab.demo
@@ -37,7 +38,10 @@ unit: venv
 	$(BIN)/pytest -q -m "not lab" -n $(UNIT_WORKERS) --dist worksteal
 
 lab-test: venv
-	$(BIN)/pytest -q -m lab
+	$(BIN)/pytest -q -m "lab and not long"
+
+chaos: venv
+	$(BIN)/pytest -q -m "lab and long"
 
 # Pins every dependency with its hashes again, from what pyproject.toml and requirements/dev.in ask for.
 lock: venv

@@ -98,7 +98,7 @@ DRIFT = {
 }
 
 
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("offset", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_what_is_planned_is_what_is_applied(offset: int, fleet: Fleet) -> None:
     """Each kind of drift: the plan writes nothing and lists exactly what the apply does; then there is nothing left."""
     kinds = list(DRIFT)[offset::2]

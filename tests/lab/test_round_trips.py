@@ -157,6 +157,7 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up(fleet: Fleet) -> None:
     fleet.until(lambda: hosts.answers(fleet.lab.host(name)), 30, f"{name} is back")
 
 
+@pytest.mark.long
 def test_a_probe_that_never_ends_is_given_up(fleet: Fleet) -> None:
     """A command on the host that hangs: that host fails with a sentence, the others are converged."""
     name, on = fleet.fleet_names
@@ -174,6 +175,7 @@ def test_a_probe_that_never_ends_is_given_up(fleet: Fleet) -> None:
     fleet.converge()
 
 
+@pytest.mark.long
 def test_a_link_that_goes_silent_in_a_run_ends_for_its_host_alone(fleet: Fleet, tmp_path: Path) -> None:
     """Packets vanish after the connection is up: the kernel gives the socket up, the others are converged."""
     name, on = fleet.fleet_names
