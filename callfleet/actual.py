@@ -222,7 +222,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ProxyServer:
-    """One server line as HAProxy runs it. ``admin`` holds its admin-state bits (0: nothing forced by an operator)."""
+    """One server as HAProxy runs it. ``admin`` holds its admin-state bits (0: nothing forced by an operator).
+
+    ``limit``: calls at once, ``None`` without a limit. ``checked``: its health check is running.
+    """
 
     backend: str
     name: str
@@ -231,6 +234,9 @@ class ProxyServer:
     weight: int | None
     sessions: int
     admin: int | None
+    id: int = 0
+    limit: int | None = None
+    checked: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,7 @@ class Proxy:
     """A running HAProxy seen through its admin socket; ``config`` is the hash of the file that it was started with.
 
     ``started``: unix seconds of the start or reload by which it runs; ``None`` where it does not say (before 2.9).
+    ``certificates``: by path, SHA-1 fingerprints of those that were asked about and are loaded.
     """
 
     version: str
@@ -247,6 +254,7 @@ class Proxy:
     stopping: bool
     config: str | None
     servers: tuple[ProxyServer, ...]
+    certificates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +290,8 @@ class ProbeRequest:
 
     Paths are absolute and normalised; names are literal, never patterns. ``listed``: directories of ours whose whole
     content is listed (metadata, no hashes). ``contents``: small files that are read whole; never one with a secret,
-    as answers are shown in debug output. ``nft_table``: family and name. Raises ValueError, naming the value, for
+    as answers are shown in debug output. ``haproxy_certificates``: `cert PATH` or `ca-file PATH`, asked of every
+    proxy. ``nft_table``: family and name. Raises ValueError, naming the value, for
     anything else.
     """
 
@@ -294,6 +303,7 @@ class ProbeRequest:
     stacks: tuple[str, ...] = ()
     haproxy_admin: tuple[str, ...] = ()
     haproxy_master: tuple[str, ...] = ()
+    haproxy_certificates: tuple[str, ...] = ()
     nft_table: str = "inet callfleet"
     api: ApiRequest | None = None
 
@@ -304,6 +314,7 @@ class ProbeRequest:
             ("unit", r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.[a-z]+", self.units),
             ("package", r"[a-z0-9][a-z0-9+.-]*", self.packages),
             ("stack", r"[A-Za-z0-9][A-Za-z0-9_-]*", self.stacks),
+            ("certificate", r"(cert|ca-file) /[A-Za-z0-9_./-]+", self.haproxy_certificates),
             ("nft table", r"(inet|ip|ip6) [A-Za-z][A-Za-z0-9_-]*", (self.nft_table,)),
             ("API address", r"https?://[^\s]+", (self.api.url,) if self.api else ()),
         ):
@@ -524,9 +535,10 @@ def _as_json(value: object) -> object:
         case Slot():
             return [value.number, _slot_class(value.word), value.config, value.published]
         case Proxy():
-            return [value.version, value.config, value.stopping, list(value.servers)]
+            return [value.version, value.config, value.stopping, list(value.servers), dict(value.certificates)]
         case ProxyServer():
-            return [value.backend, value.name, value.address, value.weight, value.admin]
+            said = [value.backend, value.name, value.address, value.weight, value.admin]
+            return [*said, value.id, value.limit, value.checked]
         case bytes():
             return hashlib.sha256(value).hexdigest()
         case Mapping():

@@ -17,6 +17,9 @@ CERTIFICATE_CHECK = (
     "python3 -I -c 'import ssl, sys; ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(sys.argv[1])' {path}"
 )
 
+AGREED = "/run/callfleet-ingress/agreed.json"
+"""Which process of the front runs what which file says, written by the program that brought it there as it ran."""
+
 
 def unit_check(path: str) -> str:
     """The check of a file in /etc/systemd/system: a template is read as an instance of it, a drop-in with its unit.
@@ -126,6 +129,61 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Server:
+    """One fleet host in a backend of the ingress. `address` has its port, `slots` are its calls at once.
+
+    `options` is what else stands in its line. `drained`: it takes no new call by an operator's word; None: not known.
+    """
+
+    backend: str
+    name: str
+    address: str
+    slots: int
+    options: str
+    drained: bool | None = None
+
+    @property
+    def id(self) -> int:
+        """HAProxy's number for it, made from what cannot be read back from a running process: its name and options."""
+        return int(sha256(f"{self.name} {self.options}".encode())[:8], 16) % (2**31 - 1) + 1
+
+    @property
+    def subject(self) -> str:
+        """As HAProxy's commands name it."""
+        return f"{self.backend}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A certificate that the running proxy serves or trusts. `kind` is `cert` or `ca-file`, as HAProxy's commands say.
+
+    `fingerprint`: SHA-1 as upper hex digits, of the leaf; of an authority's file those of all, joined by a space.
+    """
+
+    path: str
+    kind: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the running ingress must have beside its configuration: changed in the process that runs, without a reload.
+
+    Compared only while the process runs configuration `config` and agrees with `file`: a start or a reload brings all
+    of it. `before`: what an earlier concern of the same run has seen to, compared with instead of the host.
+    """
+
+    socket: str
+    config: str
+    file: str
+    backends: tuple[str, ...]
+    servers: tuple[Server, ...]
+    certificates: tuple[Served, ...] = ()
+    before: tuple[Server, ...] | None = None
+    script: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Requirement:
     """What a host must be and callfleet does not make it: where `fact` is none of `accepted`, nothing is done."""
 
@@ -158,7 +216,7 @@ class Stack:
     proxy_file: str = ""
 
 
-Item = Directory | File | Absent | Package | Unit | Command | Requirement | Images | Stack
+Item = Directory | File | Absent | Package | Unit | Command | Runtime | Requirement | Images | Stack
 
 
 @dataclass(frozen=True)

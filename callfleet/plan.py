@@ -9,8 +9,9 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from callfleet.actual import Actual, Container, Engine, FileState, Proxy, Slot, Unknown
+from callfleet.actual import Actual, Container, Engine, FileState, Proxy, ProxyServer, Slot, Unknown
 from callfleet.expected import (
+    AGREED,
     Absent,
     Command,
     Concern,
@@ -21,6 +22,8 @@ from callfleet.expected import (
     Item,
     Package,
     Requirement,
+    Runtime,
+    Server,
     Stack,
     Unit,
 )
@@ -45,6 +48,7 @@ class Word(StrEnum):
     LOAD = "load"
     FETCH = "fetch"
     REGISTER = "register"
+    DRAIN = "drain"
     BLOCKED = "blocked"
 
 
@@ -125,7 +129,9 @@ def _compare(item: Item, actual: Actual, touched: frozenset[str], own: frozenset
         case Unit():
             return _unit(item, actual, touched)
         case Command():
-            return _command(item, actual, own)
+            return _command(item, actual)
+        case Runtime():
+            return _runtime(item, actual, touched)
         case Requirement():
             return _requirement(item, actual)
         case Images():
@@ -259,8 +265,8 @@ def _changed_after(item: Unit, since: int | None, actual: Actual, touched: froze
     return ""
 
 
-def _command(item: Command, actual: Actual, own: frozenset[str]) -> list[Change]:
-    found = fact(item.fact, actual, own)
+def _command(item: Command, actual: Actual) -> list[Change]:
+    found = fact(item.fact, actual)
     if isinstance(found, Unknown):
         return _blocked("setting", item.subject, found, item)
     if found == item.wanted:
@@ -278,10 +284,10 @@ def _requirement(item: Requirement, actual: Actual) -> list[Change]:
     return [Change(item.subject, found, Word.BLOCKED, reason, item)]
 
 
-def fact(name: str, actual: Actual, touched: frozenset[str] = frozenset()) -> str | Unknown:
-    """The value of one named fact as text; empty where the thing is not there yet. `touched` files are about to change.
+def fact(name: str, actual: Actual) -> str | Unknown:
+    """The value of one named fact as text; empty where the thing is not there yet.
 
-    `proxy:SOCKET:FILE` is the hash of the configuration that a proxy runs, while it was loaded after FILE was written.
+    `proxy:SOCKET:FILE` is the hash of the configuration that a proxy runs, while it agrees with FILE.
     """
     kind, _, argument = name.partition(":")
     match kind:
@@ -301,7 +307,7 @@ def fact(name: str, actual: Actual, touched: frozenset[str] = frozenset()) -> st
             proxy = actual.proxy(socket)
             if proxy is None or isinstance(proxy, Unknown):
                 return "" if proxy is None else proxy
-            return "loaded from another file" if _loaded_before(proxy, file, actual, touched) else proxy.config or ""
+            return (proxy.config or "") if not file or _agrees(proxy, file, actual) else "loaded from another file"
         case "core_fleet":
             fleet = actual.core_fleet
             return fleet if isinstance(fleet, Unknown) else json.dumps(list(fleet or ()))
@@ -340,13 +346,105 @@ def _images(item: Images, actual: Actual) -> list[Change]:
     ]
 
 
+ADMIN_DRAIN = 8
+"""The bit of `srv_admin_state` (management guide, 9.3) that `set server ... state drain` sets."""
+
+
+def _agrees(proxy: Proxy, file: str, actual: Actual) -> bool:
+    """Whether a proxy runs what its file says: loaded from it, or brought to it while it ran, which is written down.
+
+    The note names process and file, so a process that was reloaded or a file that was edited since has none.
+    """
+    state = actual.file(file)
+    if not isinstance(state, FileState):
+        return False
+    # Whole seconds: a load in the second of the writing counts as after it.
+    if proxy.started is None or int(state.mtime) <= proxy.started:
+        return True
+    note = actual.content(AGREED)
+    if note is None or isinstance(note, Unknown):
+        return False
+    try:
+        said = json.loads(note)
+    except ValueError:
+        return False
+    return bool(said == {"pid": proxy.pid, "started": proxy.started, "sha256": state.sha256})
+
+
+def _runtime(item: Runtime, actual: Actual, touched: frozenset[str]) -> list[Change]:
+    proxy = actual.proxy(item.socket)
+    if isinstance(proxy, Unknown):
+        return _blocked("proxy", item.socket, proxy, item)
+    runs = proxy is not None and proxy.config == item.config and _agrees(proxy, item.file, actual)
+    if item.before is None and (proxy is None or not runs):
+        return []  # it is started or reloaded, and reads all of it from its file
+    changes = []
+    if item.before is None and proxy is not None:
+        for served in item.certificates:
+            if served.path in touched or proxy.certificates.get(served.path) != served.fingerprint:
+                changes.append(Change("certificate", served.path, Word.LOAD, "the proxy serves another", item, GO_ON))
+        found = {(one.backend, one.name): one for one in proxy.servers if one.backend in item.backends}
+    else:
+        live = () if proxy is None else proxy.servers
+        sessions = {(one.backend, one.name): one.sessions for one in live}
+        found = {
+            (one.backend, one.name): _as_declared(one, sessions.get((one.backend, one.name), 0))
+            for one in item.before or ()
+        }
+    wanted = {(one.backend, one.name): one for one in item.servers}
+    for key, there in found.items():
+        if key not in wanted or there.id != wanted[key].id:
+            reason = "no longer registered" if key not in wanted else "its options differ"
+            changes.append(_leaves(item, there, reason))
+    for key, server in wanted.items():
+        one = found.get(key)
+        if one is None:
+            changes.append(Change("server", server.subject, Word.REGISTER, f"{server.slots} slots", item, GO_ON))
+        elif one.id == server.id and (differs := _server_differs(server, one)):
+            changes.append(Change("server", server.subject, Word.SET, differs, item, GO_ON))
+    if not changes and runs and item.file in touched and item.before is None:
+        changes.append(Change("server", "all", Word.SET, "are so already; their file follows", item))
+    return changes
+
+
+GO_ON = "calls go on"
+
+
+def _as_declared(server: Server, sessions: int) -> ProxyServer:
+    """A server as an earlier concern of the run leaves it."""
+    admin = ADMIN_DRAIN if server.drained else 0
+    return ProxyServer(
+        server.backend, server.name, server.address, "UP", 1, sessions, admin, server.id, server.slots, checked=True
+    )
+
+
+def _leaves(item: Runtime, server: ProxyServer, reason: str) -> Change:
+    subject = f"{server.backend}/{server.name}"
+    if not server.sessions:
+        return Change("server", subject, Word.REMOVE, reason, item)
+    calls = f"{server.sessions} on it: left serving, no new ones, removed by a later run"
+    return Change("server", subject, Word.DRAIN, reason, item, calls)
+
+
+def _server_differs(wanted: Server, found: ProxyServer) -> str:
+    reasons = []
+    if found.address != wanted.address:
+        reasons.append(f"address {found.address} instead of {wanted.address}")
+    if found.limit != wanted.slots:
+        reasons.append(f"maxconn {found.limit or 'unlimited'} instead of {wanted.slots}")
+    if not found.checked:
+        reasons.append("its health check does not run")
+    admin = ADMIN_DRAIN if wanted.drained else 0
+    if found.admin != admin and not (wanted.drained is None and found.admin == ADMIN_DRAIN):
+        reasons.append(f"admin state {found.admin} instead of {admin} ({'drain' if admin else 'ready'})")
+    return ", ".join(reasons)
+
+
 def _loaded_before(proxy: Proxy, file: str, actual: Actual, touched: frozenset[str]) -> bool:
     """Whether a proxy's file was written after it was loaded: what it runs need not be what its hash says."""
     if file in touched:
         return True
-    state = actual.file(file) if file else None
-    # Whole seconds: a load in the second of the writing counts as after it.
-    return isinstance(state, FileState) and proxy.started is not None and int(state.mtime) > proxy.started
+    return bool(file) and isinstance(actual.file(file), FileState) and not _agrees(proxy, file, actual)
 
 
 def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:

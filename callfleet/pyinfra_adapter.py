@@ -28,11 +28,11 @@ from callfleet import __version__
 from callfleet.actual import Actual, ProbeRequest, Unknown
 from callfleet.credentials import opened
 from callfleet.desired import Context, expected_host
-from callfleet.desired.ingress import ADMIN_SOCKET
+from callfleet.desired.ingress import ADMIN_SOCKET, CALLS
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
-from callfleet.expected import Command, Directory, File, Package, Stack, Unit
+from callfleet.expected import AGREED, Command, Directory, File, Package, Runtime, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.pyinfra_remote import StepError, ensure_locked, is_locked, read_files, release, run_script, tell
 from callfleet.script import script
@@ -92,6 +92,7 @@ class Planned:
     snapshot: Actual
     registered: frozenset[str]
     registered_before: frozenset[str]
+    drained: dict[str, bool]
     plan: HostPlan
 
 
@@ -133,11 +134,14 @@ def _request(made: Context) -> ProbeRequest:
                 + [path for item in items if isinstance(item, Unit) for path in item.config]
             )
         ),
-        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded"),
+        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded", AGREED),
         units=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Unit))),
         packages=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Package))),
         stacks=stacks,
         haproxy_admin=tuple(dict.fromkeys(proxies)),
+        haproxy_certificates=tuple(
+            f"{one.kind} {one.path}" for item in items if isinstance(item, Runtime) for one in item.certificates
+        ),
         api=api_request(made) if "app" in made.host.roles else None,
     )
 
@@ -222,12 +226,28 @@ def _registered(host: PyinfraHost, hopeful: bool) -> frozenset[str]:
 
 
 def _registered_before(host: PyinfraHost) -> frozenset[str]:
-    """Fleet hosts that this host has registered by its own mark, and that are still declared."""
-    mark = snapshot(host).site
-    if mark is None or isinstance(mark, Unknown):
-        return frozenset()
-    declared = {one.name for one in run_of(host).context.site.fleet_hosts}
-    return frozenset(declared & set(mark.get("registered", ())))
+    """Fleet hosts that this host has registered by its own mark or in its running proxy, and that are still declared.
+
+    The proxy has one that the mark lacks where a run ended in between.
+    """
+    mark, proxy = snapshot(host).site, snapshot(host).proxies
+    found = set() if mark is None or isinstance(mark, Unknown) else set(mark.get("registered", ()))
+    front = None if isinstance(proxy, Unknown) else proxy.get(ADMIN_SOCKET)
+    if front is not None and not isinstance(front, Unknown):
+        found |= {server.name for server in front.servers if server.backend == CALLS}
+    return frozenset({one.name for one in run_of(host).context.site.fleet_hosts} & found)
+
+
+def _drained(host: PyinfraHost) -> dict[str, bool]:
+    """Fleet hosts of this run that an operator has taken out of service as a whole, or has not."""
+    site, found = run_of(host).context.site, {}
+    for name, run in _runs.get(host.state, {}).items():
+        workers, drains = run.context.host.workers, None
+        if run.snapshot is not None and workers:
+            drains = run.snapshot.drains(site.brand.stack)
+        if drains is not None and not isinstance(drains, Unknown):
+            found[name] = {str(number) for number in range(1, workers + 1)} <= set(drains)
+    return found
 
 
 def _canary_known(run: HostRun, name: str) -> bool:
@@ -250,12 +270,13 @@ def host_plan(host: PyinfraHost, *, hopeful: bool = False) -> HostPlan:
     """
     run, actual = run_of(host), snapshot(host)
     registered, before = _registered(host, hopeful or not host.state.is_executing), _registered_before(host)
-    known = run.planned
+    known, drained = run.planned, _drained(host)
+    made_from = (registered, before, drained)
     # Every operation asks, and rendering a whole host each time was two thirds of the controller's work.
     same = known is not None and known.snapshot is actual
-    if known is None or not same or (known.registered, known.registered_before) != (registered, before):
-        made = replace(run.context, registered=registered, registered_before=before)
-        known = Planned(actual, registered, before, plan(expected_host(made, actual), actual))
+    if known is None or not same or (known.registered, known.registered_before, known.drained) != made_from:
+        made = replace(run.context, registered=registered, registered_before=before, drained=drained)
+        known = Planned(actual, registered, before, drained, plan(expected_host(made, actual), actual))
         run.planned = known
     return known.plan
 

@@ -11,7 +11,7 @@ import base64
 import shlex
 from collections.abc import Iterable
 
-from callfleet.expected import Absent, Command, Directory, File, Package, Unit
+from callfleet.expected import Absent, Command, Directory, File, Package, Runtime, Unit
 from callfleet.plan import Change, Word
 
 PRELUDE = """\
@@ -43,6 +43,7 @@ def script(changes: Iterable[Change], *, journal: bool = True) -> str:
     parts = [PRELUDE]
     reload_pending = False
     installed = False
+    running: list[Runtime] = []
     for change in todo:
         match change.item:
             case Directory() as item:
@@ -68,6 +69,11 @@ def script(changes: Iterable[Change], *, journal: bool = True) -> str:
                         parts.append("at 'daemon-reload'\nsystemctl daemon-reload || die\n")
                         reload_pending = False
                     parts.append(f"at {_q(f'{change.word} {item.subject}')}\n(\n{item.script}\n) </dev/null || die\n")
+            case Runtime() as item:
+                # Once for all of its changes: it compares by itself and leaves what is as it must be.
+                if item not in running:
+                    parts.append(f"at 'the running proxy'\n{item.script} </dev/null || die\n")
+                    running.append(item)
             case _:
                 raise TypeError(f"{change} is carried out by its own operation")
         if journal:

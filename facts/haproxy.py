@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from callfleet.actual import Proxy, ProxyProcess, ProxyServer, Unknown
 from facts.frame import REASON_LENGTH, Answer, attempt, read_presence, records
 
 T = TypeVar("T")
+
+CHECK_ENABLED = 4
+"""The bit of `srv_check_state` (management guide, 9.3) that says that a health check runs."""
 
 
 def read_ask(answer: Answer, path: str, reader: Callable[[dict[str, str]], T]) -> T | Unknown | None:
@@ -46,37 +50,49 @@ def read_proxy(texts: dict[str, str]) -> Proxy:
         sessions=int(info["CurrConns"]),
         stopping=info.get("Stopping", "0") != "0",
         config=config if name == "CALLFLEET_CONFIG" and config else None,
-        servers=_servers(texts["show stat"], _admin_states(texts["show servers state"])),
+        servers=_servers(texts["show stat"], _states(texts["show servers state"])),
+        certificates=dict(_certificates(texts)),
     )
 
 
-def _servers(stat: str, admin: Mapping[tuple[str, str], int]) -> tuple[ProxyServer, ...]:
+def _certificates(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Path and fingerprints from each answer to ``show ssl``; a file that the process has not loaded has none."""
+    for command, text in texts.items():
+        words = command.split()
+        if words[:2] == ["show", "ssl"] and (found := re.findall(r"^SHA1 FingerPrint: ([0-9A-F]+)", text, re.M)):
+            yield words[3], " ".join(found)
+
+
+def _servers(stat: str, states: Mapping[tuple[str, str], Mapping[str, str]]) -> tuple[ProxyServer, ...]:
     """Rows of ``show stat`` whose type is 2: servers, not frontends, backends or listeners."""
     servers = []
     for row in csv.DictReader(stat.removeprefix("# ").splitlines()):
         if row["type"] != "2":
             continue
         key = row["pxname"], row["svname"]
-        weight, address = row.get("weight") or "", row.get("addr") or ""
+        weight, limit, state = row.get("weight") or "", row.get("slim") or "", states.get(key, {})
         servers.append(
             ProxyServer(
                 backend=key[0],
                 name=key[1],
-                address=address,
+                address=row.get("addr") or "",
                 status=row["status"],
                 weight=int(weight) if weight.isdigit() else None,
                 sessions=int(row["scur"] or 0),
-                admin=admin.get(key),
+                admin=int(state["srv_admin_state"]) if state else None,
+                id=int(row.get("sid") or 0),
+                limit=int(limit) if limit.isdigit() else None,
+                checked=bool(int(state["srv_check_state"]) & CHECK_ENABLED) if "srv_check_state" in state else None,
             )
         )
     return tuple(sorted(servers, key=lambda server: (server.backend, server.name)))
 
 
-def _admin_states(state: str) -> dict[tuple[str, str], int]:
+def _states(state: str) -> dict[tuple[str, str], dict[str, str]]:
     lines = [line for line in state.splitlines() if line.strip()]
     names = lines[1].removeprefix("# ").split()
     rows = [dict(zip(names, line.split(), strict=False)) for line in lines[2:]]
-    return {(row["be_name"], row["srv_name"]): int(row["srv_admin_state"]) for row in rows}
+    return {(row["be_name"], row["srv_name"]): row for row in rows}
 
 
 def read_processes(texts: dict[str, str]) -> tuple[ProxyProcess, ...]:

@@ -87,7 +87,8 @@ def _calls(request: ProbeRequest) -> Iterator[str]:
     yield '[ "$engine" != 0 ] || section images read_images'
     for stack in _unique(request.stacks):
         yield _call(f"slots:{stack}", "read_slots", stack)
-    questions = [(path, command) for path in _unique(request.haproxy_admin) for command in PROXY_COMMANDS]
+    asked = [*PROXY_COMMANDS, *(f"show ssl {what}" for what in request.haproxy_certificates)]
+    questions = [(path, command) for path in _unique(request.haproxy_admin) for command in asked]
     questions += [(path, "show proc") for path in _unique(request.haproxy_master)]
     if questions:
         yield _call("socket-presence", "read_presence", *_unique(tuple(path for path, _ in questions)))

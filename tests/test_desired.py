@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import renderings
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from callfleet.expected import (
     File,
     Item,
     Package,
+    Runtime,
     Stack,
     Unit,
     unit_check,
@@ -113,7 +115,7 @@ def test_the_ingress_has_the_registered_hosts_alone(site: Site) -> None:
             if getattr(item, "path", "") == "/etc/callfleet/ingress/haproxy.cfg":
                 configs[one.name] = item.content.decode()  # type: ignore[union-attr]
     servers = {name: re.findall(r"^ +server (\w+)", text, re.MULTILINE) for name, text in configs.items()}
-    assert servers == {"front": ["a"], "ingress": ["b"]}
+    assert servers == {"front": ["a", "files"], "ingress": ["b", "files"]}
     unchanged = expected(site, "front", registered=frozenset({"a"}), registered_before=frozenset({"a"}))
     assert unchanged.concern("ingress") is None
 
@@ -121,7 +123,7 @@ def test_the_ingress_has_the_registered_hosts_alone(site: Site) -> None:
 def test_retries_cover_every_host_twice(site: Site) -> None:
     """A call finds the last free slot whatever the order in which hosts refuse."""
     config = files(expected(site, "front"))["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
-    assert re.search(r"retries 4\n", config)
+    assert re.search(r"retries 6\n", config), "and those of one more: it joins without a reload"
     assert re.search(r"retry-on [^\n]*429", config)
     fleet = files(expected(site, "b"))["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"].content.decode()
     assert re.search(r"backend workers\n(?:.*\n)*?    retries 16\n", fleet)
@@ -349,18 +351,23 @@ def digests(site: Site, **others: Any) -> dict[str, str]:
                     found[f"{host.name}/proxy configuration"] = item.proxy_config
             if isinstance(item, Command) and item.fact.startswith("proxy:"):
                 found[f"{host.name}/front configuration"] = item.wanted
+            if isinstance(item, Runtime):
+                found |= {f"{host.name}/server {one.subject}": repr(one) for one in item.servers}
+                found |= {f"{host.name}/certificate {one.path}": one.fingerprint for one in item.certificates}
     return found
 
 
 def test_digests_are_the_same_in_every_run(site: Site) -> None:
     """Another process with another hash seed and another order of things comes to the same digests."""
+    pem = site.path.with_name("any.pem")
+    pem.write_bytes(renderings.certificate("any"))
     code = (
         "import sys; sys.path[:0] = ['.', 'tests']\n"
         "from pathlib import Path\nfrom callfleet.site import load_site\n"
         "import json, renderings, test_desired\n"
-        # Certificates are made anew in that process; a digest covers them, so they are named here.
-        "renderings.certificate = lambda name: b'-----BEGIN PRIVATE KEY' + name.encode()\n"
-        "renderings.certificate_only = lambda pem: b'ca'\n"
+        # Certificates are made anew in that process; a digest covers them, so all of them are one that was made here.
+        f"renderings.certificate = lambda name: Path({str(pem)!r}).read_bytes()\n"
+        f"renderings.certificate_only = lambda _: Path({str(pem)!r}).read_bytes()\n"
         f"print(json.dumps(test_desired.digests(load_site(Path({str(site.path)!r})))))"
     )
     said = [
@@ -397,13 +404,13 @@ SITE_INGREDIENTS: list[tuple[str, Edit, Edit, str]] = [
         "worker count of one host",
         lambda d: d["fleets"]["eu1"]["hosts"]["a"].update(workers=3),
         lambda d: None,
-        r"a/cxb-fleet/worker-\d|a/proxy configuration|(front|app)/front configuration",
+        r"a/cxb-fleet/worker-\d|a/proxy configuration|front/server calls/a",
     ),
     (
         "address of one host",
         lambda d: d["fleets"]["eu1"]["hosts"]["a"].update(address="10.1.0.99"),
         lambda d: None,
-        r"front/front configuration",
+        r"front/server calls/a",
     ),
     (
         "database",
@@ -435,17 +442,18 @@ def test_each_ingredient_changes_what_is_made_from_it_alone(
 @pytest.mark.parametrize(
     ("reference", "touched"),
     [
-        ("core_secret", r".*worker-\d|.*cxb-api|.*configuration"),  # also the key of every fingerprint
+        ("core_secret", r".*worker-\d|.*cxb-api|[ab]/proxy configuration"),  # also the key of every fingerprint
         ("api_admin_token", r"app/cxb-app/cxb-api"),
         ("file:a.pem", r"a/proxy configuration"),
-        ("file:wildcard.pem", r".*configuration"),
-        ("file:i.pem", r"front/front configuration"),
+        ("file:wildcard.pem", r"[ab]/proxy configuration|.*/certificate .*/tls/.*"),
+        ("file:i.pem", r"front/certificate .*/client.pem"),
     ],
 )
 def test_a_changed_secret_reaches_what_uses_it(reference: str, touched: str, site: Site) -> None:
     """A rotated secret or certificate is rolled out like any other change, without being on any label."""
     before = digests(site)
-    after = digests(site, dummies=Dummies({reference: "another-value"}))
+    value = renderings.certificate("another").decode() if reference.startswith("file:") else "another-value"
+    after = digests(site, dummies=Dummies({reference: value}))
     assert {key for key in before if before[key] != after[key]} == {key for key in before if re.fullmatch(touched, key)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from callfleet.secrets import SecretRef
@@ -18,7 +18,7 @@ class Context:
     `secret` resolves a named secret when it is really used,
     `credential` a certificate by reference or path. `registered` names the fleet hosts whose canary call
     succeeded, and which may therefore get calls; None means all of the site. `registered_before` are those that have it
-    already.
+    already. `drained` says which of them an operator has taken out of service as a whole, where that is known.
     """
 
     site: Site
@@ -27,6 +27,7 @@ class Context:
     credential: Callable[[SecretRef | str], bytes] = field(repr=False)
     registered: frozenset[str] | None = None
     registered_before: frozenset[str] = frozenset()
+    drained: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def registered_hosts(self) -> tuple[Host, ...]:

@@ -2,16 +2,25 @@
 
 Two concerns, because a canary call needs the API's name before its host may be registered: `front` brings up the proxy
 with who is registered already, `ingress` adds those whose canary call succeeded in this run.
+
+Servers and the content of certificates change in the running process, through its runtime API. What the process alone
+can read from its file (everything else) has a hash, and takes a reload.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
 from callfleet.expected import (
+    AGREED,
     CERTIFICATE_CHECK,
     Command,
     Concern,
@@ -19,6 +28,9 @@ from callfleet.expected import (
     File,
     Item,
     Package,
+    Runtime,
+    Served,
+    Server,
     Unit,
     config_hash,
     unit_check,
@@ -30,10 +42,21 @@ FOLDER = "/etc/callfleet/ingress"
 DROP_IN = "/etc/systemd/system/haproxy.service.d/callfleet.conf"
 ADMIN_SOCKET = "/run/callfleet-ingress/admin.sock"
 MASTER_SOCKET = "/run/haproxy-master.sock"
-LOAD = (
-    'python3 -I -B -c \'import sys; sys.path.insert(0, "/usr/local/lib/callfleet"); '
-    "from onhost.native import main; sys.exit(main())'"
-)
+CALLS = "calls"
+"""The backend that has every registered host."""
+CLIENT, CA = f"{FOLDER}/client.pem", f"{FOLDER}/internal-ca.pem"
+TLS_OPTIONS = f"ssl verify required ca-file {CA} crt {CLIENT}"
+MAX_RELOADS = 50
+"""Former processes that may still finish their calls; the oldest beyond it would be ended by HAProxy, calls and all."""
+CONFIG = f"{FOLDER}/haproxy.cfg"
+
+
+def _program(module: str) -> str:
+    """The call of one module of the program on the host."""
+    return (
+        'python3 -I -B -c \'import sys; sys.path.insert(0, "/usr/local/lib/callfleet"); '
+        f"from onhost.{module} import main; sys.exit(main())'"
+    )
 
 
 def front(context: Context, actual: Actual | None) -> Concern | None:
@@ -42,7 +65,6 @@ def front(context: Context, actual: Actual | None) -> Concern | None:
     if not host.roles & {"ingress", "app"}:
         return None
     tls = _tls(context)
-    stop_seconds = site.calls.max_seconds + 300
     return Concern(
         "front",
         (
@@ -54,55 +76,105 @@ def front(context: Context, actual: Actual | None) -> Concern | None:
             Directory("/etc/systemd/system/haproxy.service.d"),
             File(
                 DROP_IN,
-                render("ingress/haproxy.service.conf.j2", stop_seconds=stop_seconds),
+                render("ingress/haproxy.service.conf.j2", stop_seconds=stop_seconds(context)),
                 check=unit_check(DROP_IN),
             ),
             *tls,
-            *_loaded(replace(context, registered=context.registered_before), tls),
+            *_loaded(replace(context, registered=context.registered_before), tls, None),
         ),
     )
 
 
 def ingress(context: Context, actual: Actual | None) -> Concern | None:
-    """Inbound registration: the same configuration with the fleet hosts that came or went."""
+    """Inbound registration: the fleet hosts that came, added to the running proxy and to its file."""
     if "ingress" not in context.host.roles or context.registered == context.registered_before:
         return None
-    return Concern("ingress", _loaded(context, _tls(context)))
+    before = servers(replace(context, registered=context.registered_before))
+    return Concern("ingress", _loaded(context, _tls(context), before))
 
 
-def _loaded(context: Context, tls: tuple[File, ...]) -> tuple[Item, ...]:
-    """The configuration as a file, and as what the proxy runs."""
+def _loaded(context: Context, tls: tuple[File, ...], before: tuple[Server, ...] | None) -> tuple[Item, ...]:
+    """The configuration as what the proxy runs and as a file. The running proxy comes first: a host it cannot reach
+    is in neither."""
     config, digest = configuration(context, tls)
+    file = File(CONFIG, config, mode="0600", check="haproxy -c -dW -f {path}")
     return (
-        File(f"{FOLDER}/haproxy.cfg", config, mode="0600", check="haproxy -c -dW -f {path}"),
+        _runtime(context, tls, file, digest, before),
+        file,
         Unit("haproxy.service"),
         Command(
             subject="haproxy configuration",
-            fact=f"proxy:{ADMIN_SOCKET}:{FOLDER}/haproxy.cfg",
+            fact=f"proxy:{ADMIN_SOCKET}:{CONFIG}",
             wanted=digest,
             action="reload",
-            script=f"{LOAD} haproxy.service --config {FOLDER}/haproxy.cfg "
-            f"--admin-socket {ADMIN_SOCKET} --master-socket {MASTER_SOCKET} --wanted {digest}",
+            script=f"{_program('native')} haproxy.service --config {CONFIG} "
+            f"--admin-socket {ADMIN_SOCKET} --master-socket {MASTER_SOCKET} --wanted {digest} "
+            f"--max-reloads {MAX_RELOADS}",
             reason="the running proxy was started with another configuration",
         ),
     )
+
+
+def _runtime(
+    context: Context, tls: tuple[File, ...], file: File, digest: str, before: tuple[Server, ...] | None
+) -> Runtime:
+    backends = _backends(context)
+    wanted = servers(context)
+    served = tuple(_served(one) for one in tls)
+    order = {
+        "backends": {
+            backend: [
+                {
+                    "name": one.name,
+                    "address": one.address,
+                    "slots": one.slots,
+                    "id": one.id,
+                    "options": one.options,
+                    "drained": one.drained,
+                    # Who is new here must be reached before it gets calls; who has been here stays, checked or not.
+                    "prove": before is not None and one not in before,
+                }
+                for one in wanted
+                if one.backend == backend
+            ]
+            for backend, _ in backends
+        },
+        "certificates": [{"path": one.path, "kind": one.kind, "fingerprint": one.fingerprint} for one in served],
+        "file_sha256": file.sha256,
+    }
+    script = f"{_program('servers')} --admin-socket {ADMIN_SOCKET} --agreed {AGREED} {shlex.quote(json.dumps(order))}"
+    names = tuple(backend for backend, _ in backends)
+    return Runtime(ADMIN_SOCKET, digest, CONFIG, names, wanted, served, before, script)
+
+
+def _served(file: File) -> Served:
+    found = [
+        one.fingerprint(hashes.SHA1()).hex().upper()  # noqa: S303 - HAProxy's own name for a certificate, no signature
+        for one in x509.load_pem_x509_certificates(file.content)
+    ]
+    if file.path == CA:
+        return Served(file.path, "ca-file", " ".join(found))
+    return Served(file.path, "cert", found[0])
 
 
 def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
     """The front's configuration, and the hash that the running proxy reports once it runs it."""
     site, host = context.site, context.host
     ingress = "ingress" in host.roles
-    servers = [_server(h) for h in context.registered_hosts]
-    pools: list[dict[str, Any]] = []
-    fleets: list[dict[str, str]] = []
-    if ingress:
-        pools.append({"backend": "calls", "servers": servers, "retries": max(2 * len(servers), 2)})
-        for fleet in site.fleets:
-            if fleet.public_name is None:
-                continue
-            own = [_server(h) for h in context.registered_hosts if h.fleet == fleet.name]
-            pools.append({"backend": f"fleet_{fleet.name}", "servers": own, "retries": max(2 * len(own), 2)})
-            fleets.append({"name": fleet.public_name, "backend": f"fleet_{fleet.name}"})
+    hosts = len(site.fleet_hosts)
+    # Two rounds over all hosts. In steps, because more retries take a reload and a new host shall not.
+    retries = 2 * next(step for step in (3 * 2**n for n in range(32)) if step >= hosts)
+    slots = 1 << max(6, sum(one.workers for one in site.fleet_hosts) - 1).bit_length()
+    named = servers(context)
+    pools = [
+        {"backend": backend, "servers": [one for one in named if one.backend == backend], "retries": retries}
+        for backend, _ in _backends(context)
+    ]
+    fleets = [
+        {"name": fleet.public_name, "backend": f"fleet_{fleet.name}"}
+        for fleet in site.fleets
+        if ingress and fleet.public_name
+    ]
     webs = []
     if "app" in host.roles:
         webs = [
@@ -117,27 +189,52 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
         "ingress": ingress,
         "pools": pools,
         "fleets": fleets,
-        # Every slot's call, as many refused starts again, and room for Console and API.
-        "maxconn": 4 * sum(one.workers for one in site.fleet_hosts) + 1000,
+        "tls_options": TLS_OPTIONS,
+        "max_reloads": MAX_RELOADS,
+        "stop_seconds": stop_seconds(context),
+        # Every slot's call, as many refused starts again, and room for Console and API. In steps too.
+        "maxconn": 4 * slots + 1000,
         "webs": webs,
         "calls_name": site.ingress_name,
         "tunnel_seconds": site.calls.tunnel_timeout_seconds,
         "refusal_codes": list(site.calls.refusal_codes),
     }
-    plain = render("ingress/haproxy.cfg.j2", config_hash="", **values)
-    digest = config_hash(plain.decode(), [context.fingerprint(f.content) for f in tls])
+    # The rest changes without a reload: servers and the content of certificates.
+    lasting = values | {"pools": [{**pool, "servers": []} for pool in values["pools"]]}
+    digest = config_hash(render("ingress/haproxy.cfg.j2", config_hash="", **lasting).decode())
     return render("ingress/haproxy.cfg.j2", config_hash=digest, **values), digest
 
 
-def _server(host: Host) -> dict[str, Any]:
+def _backends(context: Context) -> tuple[tuple[str, str | None], ...]:
+    """Backends of calls, each with the fleet whose hosts it has; None: all of them. A front without calls has none."""
+    if "ingress" not in context.host.roles:
+        return ()
+    own = ((f"fleet_{fleet.name}", fleet.name) for fleet in context.site.fleets if fleet.public_name)
+    return ((CALLS, None), *own)
+
+
+def servers(context: Context) -> tuple[Server, ...]:
+    """The registered fleet hosts as servers of each backend, every option typed out: one that is added to a running
+    process inherits none (management guide, "add server")."""
+    return tuple(
+        _server(context, backend, host)
+        for backend, fleet in _backends(context)
+        for host in context.registered_hosts
+        if fleet is None or host.fleet == fleet
+    )
+
+
+def _server(context: Context, backend: str, host: Host) -> Server:
     address = f"[{host.address}]" if ":" in host.address else host.address
-    return {
-        "name": host.name,
-        "address": address,
-        "port": host.ports.mtls,
-        "workers": host.workers,
-        "public_name": host.public_name,
-    }
+    name = host.public_name
+    options = f"check check-ssl inter 2s fall 2 rise 1 {TLS_OPTIONS} alpn http/1.1 sni str({name}) verifyhost {name}"
+    address = f"{address}:{host.ports.mtls}"
+    return Server(backend, host.name, address, host.workers, options, context.drained.get(host.name))
+
+
+def stop_seconds(context: Context) -> int:
+    """How long a process that no longer takes calls may finish those that it has: above the longest call."""
+    return context.site.calls.max_seconds + 300
 
 
 def _tls(context: Context) -> tuple[File, ...]:
@@ -155,12 +252,12 @@ def _tls(context: Context) -> tuple[File, ...]:
     if "ingress" in host.roles and internal is not None:
         files += [
             File(
-                f"{FOLDER}/client.pem",
+                CLIENT,
                 context.credential(internal.ingress),
                 mode="0600",
                 secret=True,
                 check=CERTIFICATE_CHECK,
             ),
-            File(f"{FOLDER}/internal-ca.pem", context.credential(internal.ca)),
+            File(CA, context.credential(internal.ca)),
         ]
     return tuple(files)

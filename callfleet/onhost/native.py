@@ -19,6 +19,7 @@ from .proxy import (
     RELOAD_SECONDS,
     SEEN_SECONDS,
     YOUNGEST_SECONDS,
+    at_the_limit,
     running_config,
     say,
     sessions,
@@ -28,12 +29,20 @@ from .stack import Proxy
 START_SECONDS = 15.0
 
 
-def load(unit: str, config: Path, proxy: Proxy) -> str:
-    """Make the unit run `config`; returns what was done. SlotError says why not, and what runs on."""
+def load(unit: str, config: Path, proxy: Proxy, max_reloads: int) -> str:
+    """Make the unit run `config`; returns what was done. SlotError says why not, and what runs on.
+
+    HAProxy ends a process, calls and all, that has seen more than `max_reloads` (its mworker-max-reloads).
+    """
     if _show(unit, "ActiveState") != "active":
         _systemctl("start", unit)
         done = "started"
     elif str(config) in _command_line(unit):
+        if calls := at_the_limit(proxy, max_reloads):
+            raise SlotError(
+                f"one more reload would end {calls} connections in a process that has seen {max_reloads}; the old "
+                "configuration runs on. Run again when they have ended"
+            )
         time.sleep(max(0.0, YOUNGEST_SECONDS - _age(unit)))
         answer = say(proxy.master_socket, "reload", RELOAD_SECONDS)
         if not answer.startswith("Success=1"):
@@ -111,10 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--admin-socket", type=Path, required=True)
     parser.add_argument("--master-socket", type=Path, required=True)
     parser.add_argument("--wanted", required=True)
+    parser.add_argument("--max-reloads", type=int, required=True)
     options = parser.parse_args(arguments)
     proxy = Proxy(options.wanted, options.admin_socket, options.master_socket, str(options.config))
     try:
-        print(load(options.unit, options.config, proxy))
+        print(load(options.unit, options.config, proxy, options.max_reloads))
     except SlotError as error:
         print(error, file=sys.stderr)
         return 1

@@ -67,11 +67,16 @@ def is_current(proxy: Proxy) -> bool:
 
 def _started(proxy: Proxy) -> int:
     """Unix seconds of the start or reload by which the process that takes connections runs."""
-    for line in say(proxy.admin_socket, "show info").splitlines():
-        name, _, value = line.partition(": ")
-        if name == "Start_time_sec" and value.strip().isdigit():
-            return int(value)
-    raise SlotError(f"the proxy on {proxy.admin_socket} does not say since when it runs")
+    started = information(proxy.admin_socket).get("Start_time_sec", "")
+    if not started.isdigit():
+        raise SlotError(f"the proxy on {proxy.admin_socket} does not say since when it runs")
+    return int(started)
+
+
+def information(admin_socket: Path) -> dict[str, str]:
+    """What `show info` says, by name."""
+    lines = (line.partition(": ") for line in say(admin_socket, "show info").splitlines())
+    return {name: value.strip() for name, _, value in lines}
 
 
 def check(proxy: Proxy, docker: Docker, container: Container) -> None:
@@ -120,15 +125,22 @@ def sessions(proxy: Proxy) -> int:
     return sum(_sessions(say(proxy.master_socket, f"@!{pid} show stat")) for pid in _workers(proxy))
 
 
-def _workers(proxy: Proxy) -> list[str]:
-    pids = []
+def at_the_limit(proxy: Proxy, max_reloads: int) -> int:
+    """Connections in processes that one more reload would end: they have outlived `max_reloads` already."""
+    oldest = [pid for pid, reloads in _workers(proxy).items() if reloads >= max_reloads]
+    return sum(_sessions(say(proxy.master_socket, f"@!{pid} show stat")) for pid in oldest)
+
+
+def _workers(proxy: Proxy) -> dict[str, int]:
+    """By pid, how many reloads each worker process has outlived."""
+    found = {}
     for line in say(proxy.master_socket, "show proc").splitlines():
         part = line.split()
-        if len(part) > 1 and part[0].isdigit() and part[1] == "worker":
-            pids.append(part[0])
-    if not pids:
+        if len(part) > 2 and part[0].isdigit() and part[1] == "worker":
+            found[part[0]] = int(part[2])
+    if not found:
         raise SlotError(f"{proxy.master_socket} names no worker process")
-    return pids
+    return found
 
 
 def _sessions(stat: str) -> int:
