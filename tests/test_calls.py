@@ -73,11 +73,13 @@ def held(handler: Handler, seconds: float, n: int = 1) -> Summary:
 
 def test_a_faithful_echo_is_clean_and_every_frame_is_counted() -> None:
     """Fifty frames a second, all of them back, nothing to complain about."""
+    began = time.monotonic()
     summary = held(echo, 1.0, n=3)
+    most = (time.monotonic() - began) * 50 + 2
     assert summary.clean, summary
     assert summary.opened == 3
     for call in summary.calls:
-        assert 45 <= call.frames_sent <= 52
+        assert 40 <= call.frames_sent <= most
         assert call.frames_echoed == call.frames_sent
 
 
@@ -281,8 +283,7 @@ def test_a_holder_holds_calls_for_synchronous_code() -> None:
     with EchoThread() as url, CallHolder(url) as calls:
         calls.start(2)
         assert calls.wait_open() == 2
-        time.sleep(0.3)
-        assert all(call.frames_echoed > 5 for call in calls.report().calls)
+        wait_until(lambda: all(call.frames_echoed > 5 for call in calls.report().calls))
         calls.start(1)
         assert calls.wait_open() == 3
         calls.stop()
@@ -328,6 +329,14 @@ def test_a_bad_resolve_entry_is_named(entry: str) -> None:
         parse_resolve((entry,))
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, for as long as a busy machine may need."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        time.sleep(0.05)
+
+
 class EchoThread:
     """An echo server on a loop of its own, for tests of synchronous code."""
 
@@ -361,7 +370,7 @@ def test_a_stream_starts_again_and_again_and_knows_what_was_in_flight() -> None:
 
             def watch() -> tuple[Summary, list[int]]:
                 with StartStream(url, 3, seconds=0.1, pause=0.01) as stream:
-                    time.sleep(0.5)
+                    wait_until(lambda: stream.summary().refused.get(403, 0) > 10)
                 summary = stream.summary()
                 return summary, [stream.in_flight(one.began_at) for one in summary.calls]
 
@@ -369,7 +378,6 @@ def test_a_stream_starts_again_and_again_and_knows_what_was_in_flight() -> None:
 
     summary, flights = asyncio.run(run())
     assert summary.opened == 2
-    assert summary.refused[403] > 10
     assert 1 <= min(flights) <= max(flights) <= 3
     assert all(one.began_at < one.answered_at for one in summary.calls)
 

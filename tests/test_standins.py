@@ -63,7 +63,7 @@ def test_the_refusal_code_is_a_setting(tmp_path: Path) -> None:
 def test_the_refusal_code_of_posts_is_a_setting(tmp_path: Path) -> None:
     """STANDIN_POST_REFUSAL imitates a site whose workers refuse background starts in another way."""
     with worker(tmp_path, STANDIN_POST_REFUSAL="503") as standin:
-        assert [start(standin).status_code, start(standin).status_code] == [200, 503]
+        assert [start(standin, seconds=60).status_code, start(standin).status_code] == [200, 503]
         assert start(standin, "/livekit/dispatch").status_code == 503
         assert [event["code"] for event in standin.events("dispatch_rejected")] == [503]
 
@@ -79,14 +79,18 @@ def test_a_file_beside_the_socket_makes_health_slow(one: Standin) -> None:
     """While it is there, /health and /health/fleet come late; without it they do not."""
     assert one.uds is not None
     slow = Path(one.uds).with_suffix(".slow")
-    took = []
-    for seconds in ("0.4", None):
-        slow.write_text(seconds) if seconds else slow.unlink()
-        for route in ("/health", "/health/fleet"):
-            began = time.monotonic()
-            assert one.http.get(route).is_success
-            took.append(time.monotonic() - began)
-    assert min(took[:2]) >= 0.4 > max(took[2:])
+
+    def took(route: str) -> float:
+        began = time.monotonic()
+        assert one.http.get(route).is_success
+        return time.monotonic() - began
+
+    routes = ("/health", "/health/fleet")
+    slow.write_text("0.4")
+    assert all(took(route) >= 0.4 for route in routes)
+    slow.unlink()
+    # The machine may be busy with something else, but not every time.
+    assert all(any(took(route) < 0.4 for _ in range(20)) for route in routes)
 
 
 def test_a_doubled_call_is_seen_when_the_refusal_is_off(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_a_doubled_call_is_seen_when_the_refusal_is_off(tmp_path: Path) -> None:
     with worker(tmp_path, STANDIN_REFUSE="0") as standin:
         assert starts_at_once(standin, 3).opened == 3
         assert len(standin.events("start_while_busy_accepted")) == 2
-        assert len(standin.events("start")) == 3
+        wait_until(lambda: len(standin.events("start")) == 3)
 
 
 @pytest.mark.parametrize("route", POST_ROUTES)
@@ -128,7 +132,7 @@ def test_only_dispatch_counts_destructive_rejections(tmp_path: Path) -> None:
     with api(tmp_path) as control, worker(tmp_path, CONFIG_URL=f"{control.base_url}/api/v1/config") as standin:
         assert start(standin, "/livekit/dispatch", bot_id="missing-bot").status_code == 404
         assert start(standin, "/attach", bot_id="missing-bot").status_code == 404
-        assert start(standin, "/attach").status_code == 200
+        assert start(standin, "/attach", seconds=60).status_code == 200
         assert start(standin, "/livekit/dispatch").status_code == 429
         assert start(standin, "/attach").status_code == 429
         assert [event["code"] for event in standin.events("dispatch_rejected")] == [404, 429]
@@ -137,7 +141,7 @@ def test_only_dispatch_counts_destructive_rejections(tmp_path: Path) -> None:
 def test_an_at_once_burst_of_posts_starts_one_call(one: Standin) -> None:
     """Of ten simultaneous POSTs one starts, also with bodies larger than a proxy's buffer."""
     body = {"padding": "x" * 20_000}
-    started = asyncio.run(attach_burst("http://worker/attach", 10, 1, body=body, uds=one.uds))
+    started = asyncio.run(attach_burst("http://worker/attach", 10, 60, body=body, uds=one.uds))
     assert sorted(answer.status for answer in started) == [200] + [429] * 9
 
 
@@ -169,7 +173,7 @@ def test_fleet_health_asks_siblings_and_names_the_unreachable(tmp_path: Path) ->
     """Two of three workers run, one is in a call: capacity, occupancy and the missing one are told apart."""
     prefix, env = new_prefix(), {"CXBCORE_WORKERS": "3"}
     with worker(tmp_path, 1, prefix, **env) as first, worker(tmp_path, 3, prefix, **env) as third:
-        start(third, seconds=5)
+        start(third, seconds=60)
         assert first.http.get("/health/fleet").json() == {
             "status": "ok",
             "fleet_calls": 1,
@@ -383,7 +387,7 @@ def test_the_dialler_ticks_places_calls_and_reserves(tmp_path: Path) -> None:
         "TICK": "0.2",
         "DIAL_RATE": "2",
         "DIAL_SECONDS": "30",
-        "STANDIN_SETUP_SECONDS": "1",
+        "STANDIN_SETUP_SECONDS": "3",
     }
     with (
         fake_host(tmp_path) as host,

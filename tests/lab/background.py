@@ -63,7 +63,8 @@ def came_through(fleet: Fleet, host: str, session: str) -> None:
     fleet.until(lambda: result(fleet, session), RESULT_SECONDS, f"the API has the result of {session}")
     stored = result(fleet, session)
     assert (stored["outcome"], stored["worker_id"]) == ("completed", end["worker"]), stored
-    assert abs(stored["duration_seconds"] - (end["t"] - start["t"])) < 1.0, (start, end, stored)
+    # The end is logged once the result is safe on disk.
+    assert abs(stored["duration_seconds"] - (end["t"] - start["taken"])) < 3.0, (start, end, stored)
 
 
 def logged(fleet: Fleet, host: str, session: str) -> list[dict[str, Any]]:
@@ -74,6 +75,6 @@ def logged(fleet: Fleet, host: str, session: str) -> list[dict[str, Any]]:
 
 def result(fleet: Fleet, session: str) -> dict[str, Any]:
     """What the API holds about a call, asked of itself; empty when it has nothing."""
-    ask = f"curl -sS -m 10 -w '\\n%{{http_code}}' '{RESULTS}?session_id={session}'"
-    body, _, code = fleet.ssh("hub", ask).rpartition("\n")
+    ask = "curl -sS -m 10 --retry 9 --retry-delay 1 --retry-connrefused -w '\\n%{http_code}'"
+    body, _, code = fleet.ssh("hub", f"{ask} '{RESULTS}?session_id={session}'").rpartition("\n")
     return dict(json.loads(body)) if code == "200" else {}

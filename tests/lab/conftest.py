@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.model import Lab
 from tests.lab.fleet import STACK, Fleet
-from tests.lab.look import FIGURES
+from tests.lab.look import FIGURES, in_rotation
 
 FAILED = pytest.StashKey[bool]()
 NAME = os.environ.get("CALLFLEET_TEST_LAB", "test")
@@ -69,16 +69,24 @@ def converged(bare: Fleet) -> Fleet:
 
 
 @pytest.fixture
-def fleet(converged: Fleet, request: pytest.FixtureRequest) -> Iterator[Fleet]:
-    """The converged hosts, idle before and after each test; no background call of a test may have been cut.
+def repair(converged: Fleet, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Repairs what the test left if it has failed, so that the next one tells of itself."""
 
-    What a failed test left is repaired, so that the next one tells of itself.
-    """
+    def repair() -> None:
+        if FAILED in request.node.stash:
+            for host in converged.fleet_names:
+                converged.ssh(host, f"slotctl ready {STACK} --wait 30", check=False)
+            converged.pyinfra("-y")
+
+    return repair
+
+
+@pytest.fixture
+def fleet(converged: Fleet, repair: Callable[[], None]) -> Iterator[Fleet]:
+    """The converged hosts, idle before and after each test; no background call of a test may have been cut."""
     converged.wait_idle()
+    converged.until(lambda: in_rotation(converged), 30, "the proxies have seen every slot")
     yield converged
-    if FAILED in request.node.stash:
-        for host in converged.fleet_names:
-            converged.ssh(host, f"slotctl ready {STACK}", check=False)
-        converged.pyinfra("-y")
+    repair()
     converged.wait_idle()
     assert converged.cut() == []

@@ -199,6 +199,21 @@ class Fleet:
         every = [event for host in self.fleet_names for event in self.events(host, since)]
         return [event for event in every if event["event"] == "start_while_busy_accepted"]
 
+    def started(self, since: float, n: int, *hosts: str) -> list[dict[str, Any]]:
+        """The starts that the workers of these hosts (of all without any) logged since, once there are n.
+
+        A worker answers a WebSocket before it has fetched the bot's configuration, and logs the start after that.
+        """
+        found: list[dict[str, Any]] = []
+
+        def logged() -> bool:
+            every = [event for host in hosts or self.fleet_names for event in self.events(host, since)]
+            found[:] = [event for event in every if event["event"] == "start"]
+            return len(found) >= n
+
+        self.until(logged, 20, f"{n} starts are logged")
+        return found
+
     @contextmanager
     def rotation(self) -> Iterator[dict[str, dict[str, list[Span]]]]:
         """When each slot was published while the block ran, by host and worker, from the directory that proxies read.
@@ -231,7 +246,9 @@ class Fleet:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Every call result that the API holds, by session."""
-        text = self.ssh("hub", "curl -fsS --max-time 20 http://127.0.0.1:8080/api/v1/call-results")
+        # One that was just started does not listen yet.
+        ask = "curl -fsS --max-time 20 --retry 30 --retry-delay 1 --retry-connrefused"
+        text = self.ssh("hub", f"{ask} http://127.0.0.1:8080/api/v1/call-results")
         return {one["session_id"]: one for one in json.loads(text)["results"]}
 
     def cut(self, within: float = RESULT_SECONDS) -> list[str]:
@@ -245,8 +262,8 @@ class Fleet:
         return cut_calls(started, found)
 
     def slots(self, host: str) -> list[dict[str, Any]]:
-        """What the slot program says of each slot."""
-        return list(json.loads(self.ssh(host, f"slotctl status {STACK} --json"))["slots"])
+        """What the slot program says of each slot. Code 1 is doubt, which is an answer too: Docker may just start."""
+        return list(json.loads(self.ssh(host, f"slotctl status {STACK} --json || [ $? = 1 ]"))["slots"])
 
     def wait_idle(self, seconds: float = 60) -> None:
         """Until every worker says 0 calls."""

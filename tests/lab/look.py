@@ -153,6 +153,15 @@ def show_stat(fleet: Fleet, host: str, socket: str) -> dict[str, dict[str, dict[
     return found
 
 
+def in_rotation(fleet: Fleet) -> bool:
+    """Every host's proxy has seen each of its workers, and the ingress each host: all slots can be found."""
+    asked = [(name, HOST_PROXY, "health") for name in fleet.fleet_names] + [("hub", INGRESS, "calls")]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda one: show_stat(fleet, one[0], one[1])[one[2]], asked))
+    rows = [row for servers in found for name, row in servers.items() if name != "BACKEND"]
+    return all(row["status"].startswith("UP") for row in rows)
+
+
 def failed_hosts(done: Converge) -> set[str]:
     """Hosts on which an operation of a run failed; pyinfra's table counts the operations skipped after it too."""
     return set(re.findall(r"^\s+\[(\S+)\]\s+Error: executed", done.output, re.MULTILINE))

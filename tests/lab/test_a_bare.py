@@ -77,7 +77,9 @@ def test_everything_serves_after_the_first_run(bare: Fleet, first: First) -> Non
         "hub", "curl -fsS -K /opt/stacks/cxb-app/secrets/api-curl.conf http://127.0.0.1:8080/api/v1/settings/fleet"
     )
     assert json.loads(settings) == {"core_fleet": urls}
-    assert json.loads(bare.ssh("hub", "curl -fsS http://127.0.0.1:8090/health"))["status"] == "ok"
+    # The Dialler was started last.
+    health = bare.ssh("hub", "curl -fsS --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:8090/health")
+    assert json.loads(health)["status"] == "ok"
     for name, path in (("api", "/health"), ("console", "/")):
         answer = bare.ssh("hub", f"curl -fsSk -o /dev/null -w '%{{http_code}}' https://{name}.{bare.lab.domain}{path}")
         assert answer == "200", name

@@ -29,13 +29,15 @@ from callfleet.script import script
 from callfleet.site import load_site
 from lab import hosts, registry
 from lab.calls import StartStream
-from tests.lab.background import background, came_through, hang_up, logged
+from lab.model import LabHost
+from tests.lab.background import background, begin, came_through, hang_up, logged
 from tests.lab.fleet import PYINFRA, ROOT, STACK, Converge, Fleet, starts_of
 from tests.lab.look import (
     acted_on,
     differences,
     docker_events,
     failed_hosts,
+    in_rotation,
     leaks,
     nothing_to_do,
     outside,
@@ -171,8 +173,9 @@ def test_a_changed_setting_waits_for_every_call(fleet: Fleet) -> None:
         assert len(starts) > 10
         assert fleet.refused_while_free(starts, rotation) == []
         assert fleet.doubled(changed) == []
-        recreated = [times for slots in published.values() for times in slots.values() if times >= 2]
+        recreated = [line.split()[:2] for line in workers(fleet) - before]
         assert len(recreated) + len(finished.pending) == SLOTS, finished.pending
+        assert all(published[host][name.split("-")[-2]] >= 2 for host, name in recreated), recreated
         if finished.pending:  # a slot that had one of these calls just then
             assert fleet.converge().pending == []
         assert not workers(fleet) & before
@@ -192,6 +195,8 @@ def canaries_are_marked(fleet: Fleet, since: float, n: int) -> None:
 
     What it reports as real calls is exactly the others.
     """
+    fleet.wait_idle()
+    fleet.until(lambda: not undelivered(fleet), 15, "every result is with the API")
     starts = [e for host in fleet.fleet_names for e in fleet.events(host) if e["event"] == "start"]
     canaries = {event["session"] for event in starts if event["bot"] == "canary"}
     fresh = {event["session"] for event in starts if event["bot"] == "canary" and event["t"] >= since}
@@ -202,6 +207,12 @@ def canaries_are_marked(fleet: Fleet, since: float, n: int) -> None:
     real = json.loads(fleet.ssh("hub", f"{CURL} {API}/reports/calls"))["calls"]
     tell(f"canaries: {len(fresh)} fresh, {len(canaries & held.keys())} in all, all marked; {real} real calls reported")
     assert real == len(held.keys() - canaries)
+
+
+def undelivered(fleet: Fleet) -> list[str]:
+    """Results that lie in the outboxes."""
+    outbox = f"ls /var/lib/{STACK}/outbox"
+    return [file for host in fleet.fleet_names for file in fleet.ssh(host, outbox).split() if "--" in file]
 
 
 def test_the_check_sees_a_canary_result_that_counts(fleet: Fleet) -> None:
@@ -496,6 +507,8 @@ def in_setup(fleet: Fleet) -> int:
 
 def dial(fleet: Fleet) -> tuple[str, str]:
     """Let the Dialler place a call, which rings until it is answered: the session, and its host's URL."""
+    # One that was just restarted does not listen yet.
+    fleet.until(lambda: fleet.ssh("hub", f"curl -s {DIALLER}/health", check=False), 30, "the Dialler answers")
     said = json.loads(fleet.ssh("hub", f"curl -fsS -X POST {DIALLER}/standin/dial"))
     assert in_setup(fleet) == 1
     return said["session_id"], said["host"]
@@ -558,20 +571,16 @@ def test_the_dialler_is_restarted_only_with_no_call_in_set_up(fleet: Fleet) -> N
 def test_results_of_calls_wait_while_the_api_is_down(fleet: Fleet) -> None:
     """The plan shows the stopped API, a run starts it; calls that ended meanwhile arrive from the outbox, each once."""
     name = fleet.fleet_names[0]
-    answers = fleet.attach(name, 2, seconds=3)
-    assert [answer.status for answer in answers] == [200, 200]
+    sessions = begin(fleet, name, 2)
     fleet.ssh("hub", "docker stop -t 2 cxb-app-cxb-api-1")
-    sessions = {json.loads(line)["session_id"] for line in _waiting(fleet, name, 2)}
+    assert [hang_up(fleet, name, session) for session in sessions] == [True, True]
+    assert {json.loads(line)["session_id"] for line in _waiting(fleet, name, 2)} == set(sessions)
     dry = fleet.pyinfra("--dry")
     assert "hub: start container cxb-app/cxb-api: is exited" in dry.planned, dry.output[-3000:]
     fleet.converge()
-
-    def arrived() -> bool:
-        found = json.loads(fleet.ssh("hub", f"{CURL} {API}/call-results"))["results"]
-        return sessions <= {one["session_id"] for one in found}
-
-    fleet.until(arrived, 30, "the results are with the API")
-    assert fleet.ssh(name, f"ls /var/lib/{STACK}/outbox | grep -c -- '--' || true") == "0\n"
+    for session in sessions:
+        came_through(fleet, name, session)
+    fleet.until(lambda: not undelivered(fleet), 10, "nothing is left in an outbox")
     clean(fleet)
 
 
@@ -609,6 +618,7 @@ def test_logs_of_every_container_rotate(fleet: Fleet) -> None:
         held.start(5)
         assert held.wait_open() == 4
         held.stop()
+    fleet.wait_idle()
     assert {a.status for a in fleet.attach(name, 4, seconds=1)} == {200}
     fleet.wait_idle()
     assert fleet.ssh(name, sizes) == quiet
@@ -665,9 +675,15 @@ def test_a_reboot_of_every_host_changes_nothing(fleet: Fleet) -> None:
 
     def serving() -> bool:
         states = [slot["state"] for name in fleet.fleet_names for slot in fleet.slots(name)]
-        return states == ["idle"] * SLOTS and len(re.findall("running", _app_states(fleet))) == 6
+        services = len(re.findall("running", _app_states(fleet)))
+        return states == ["idle"] * SLOTS and services == 6 and not any(map(booting, fleet.lab.hosts))
+
+    def booting(host: LabHost) -> str:
+        return fleet.ssh(host, "systemctl list-units --plain --no-legend --state=activating 'stack@*' 'callfleet*'")
 
     fleet.until(serving, 120, "all slots idle and all services of the app host up")
+    fleet.results()  # once the API answers
+    fleet.until(lambda: in_rotation(fleet), 30, "the proxies have seen every slot")
     nothing_to_do(fleet)
     with fleet.calls() as held:
         held.start(SLOTS)

@@ -80,7 +80,8 @@ def bridge() -> bool:
 def booted() -> bool:
     """A host's own processes run, mounted and in a namespace of its own."""
     found = remains()
-    return bool(found.get("mounts")) and len(found.get("processes", [])) > 4
+    spaces = {namespace(pid) for pid in found.get("processes", [])} - {"", namespace("self")}
+    return bool(found.get("mounts") and spaces) and len(found["processes"]) > 4
 
 
 @pytest.mark.parametrize("point", [bridge, booted])

@@ -67,7 +67,7 @@ def listener(fleet: Fleet, name: str, port: int) -> Iterator[None]:
         name,
         f"systemd-run --quiet --collect --unit={unit} python3 -c 'import socket, time; "
         f's = socket.create_server(("::", {port}), family=socket.AF_INET6, dualstack_ipv6=True); time.sleep(300)\'\n'
-        f"for _ in 1 2 3 4 5 6 7 8 9 10; do ss -Hltn | grep -q :{port} && exit 0; sleep 0.3; done; exit 1",
+        f"for _ in $(seq 100); do ss -Hltn | grep -q :{port} && exit 0; sleep 0.2; done; exit 1",
     )
     try:
         yield

@@ -10,12 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from callfleet.lock import RENEW_SECONDS
 from lab import cgroups, hosts
 from tests.lab.fleet import ROOT, STACK, WORKERS, Converge, Fleet
 
@@ -72,7 +73,8 @@ def test_a_file_that_changes_costs_few_commands_and_no_upload(fleet: Fleet, tmp_
     assert done.planned == {f"{name}: update file /etc/apt/apt.conf.d/60callfleet: content differs"}
     counts = Counter(one["peer"] for one in channels)
     address = fleet.lab.host(name).address
-    assert counts.pop(address) == 6
+    renewals = range(int(done.seconds // RENEW_SECONDS) + 1)  # a lock that is held for longer is renewed
+    assert counts.pop(address) - 6 in renewals
     assert set(counts.values()) == {1}
     assert {one["kind"] for one in channels} == {"exec_command"}
 
@@ -129,21 +131,18 @@ def frozen(fleet: Fleet, name: str) -> Iterator[None]:
     """Every process of a host stopped: its kernel still answers, and nothing else does."""
     pids = sorted(cgroups.processes(f"{fleet.lab.host(name).label}/{cgroups.PAYLOAD}"))
     assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    send(pids, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            with_no_process(pid)
+        send(pids, signal.SIGCONT)
 
 
-def with_no_process(pid: int) -> None:
-    """Let a process go on, if it is still there."""
-    try:
-        os.kill(pid, signal.SIGCONT)
-    except ProcessLookupError:
-        return
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to those of these processes that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up(fleet: Fleet) -> None:

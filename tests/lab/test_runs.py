@@ -32,7 +32,7 @@ def slow_step(fleet: Fleet, host: str) -> Iterator[None]:
     fleet.ssh(
         host,
         f"rm -f {STANDS} {GOES}; apt-get -qq remove -y curl >/dev/null\n"
-        f"printf 'DPkg::Pre-Invoke {{ \"touch {STANDS}; n=0; while [ ! -e {GOES} ] && [ $n -lt 600 ]; do sleep 0.1; "
+        f"printf 'DPkg::Pre-Invoke {{ \"touch {STANDS}; n=0; while [ ! -e {GOES} ] && [ $n -lt 3000 ]; do sleep 0.1; "
         f"n=$((n+1)); done\"; }};\\n' > {SLOW}",
     )
     try:

@@ -222,7 +222,8 @@ def test_a_wrong_host_key_is_refused(vox: Fleet, tmp_path: Path) -> None:
     assert any("host key" in line.lower() for line in refused), done.output[-3000:]
     assert "Traceback" not in done.output
     assert "[eu1-a] Connected" not in done.output
-    log = vox.ssh("eu1-a", f"journalctl --since '{began}' -o cat | grep -c 'Accepted publickey' || true")
+    count = f"journalctl --sync; journalctl --since '{began}' -o cat | grep -c 'Accepted publickey' || true"
+    log = vox.ssh("eu1-a", count)
     assert int(log) == 1, "only this look itself"
     nothing_to_do(vox)
 

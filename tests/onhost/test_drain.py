@@ -36,7 +36,7 @@ def rounds(host: Host, seconds: float = 0.0) -> None:
 
 def test_a_declared_drain_survives_converge_swap_keeper_and_restart(up: Host) -> None:
     """Only `ready` ends it: not a second converge, not a new release, not a worker's restart, not the loss of /run."""
-    assert up.slotctl("drain", "1", "--reason", "disk") == 0
+    assert up.slotctl("drain", "1", "--reason", "disk", "--wait", "180") == 0
     assert up.states() == {1: "drained", 2: "idle"}
     assert up.slotctl("converge") == 0
     up.declare(slots=2, label="b")
