@@ -48,19 +48,35 @@ while not select.select([0], [], [], 0.02)[0]:
 """Python that says which sockets are published, now and whenever that changes, until its input is closed."""
 
 
-# What each HAProxy of a host says that it runs.
+# What each HAProxy of a host says that it runs; the ingress also which servers and certificates.
 RUNNING_CONFIGURATIONS = """
-import glob, socket
-for path in sorted(glob.glob("/run/*/proxy/admin.sock") + glob.glob("/run/callfleet-ingress/admin.sock")):
+import csv, glob, socket
+def ask(path, command):
     said = b""
     try:
         with socket.socket(socket.AF_UNIX) as line:
             line.connect(path)
-            line.sendall(b"show env CALLFLEET_CONFIG\\n")
-            said = line.recv(65536)
+            line.sendall(command.encode() + b"\\n")
+            line.shutdown(socket.SHUT_WR)
+            while part := line.recv(65536):
+                said += part
     except OSError:
         pass
-    print(path, said.decode().strip())
+    return said.decode().strip()
+INGRESS = "/run/callfleet-ingress/admin.sock"
+for path in sorted(glob.glob("/run/*/proxy/admin.sock") + glob.glob(INGRESS)):
+    print(path, ask(path, "show env CALLFLEET_CONFIG"))
+states = {}
+for line in ask(INGRESS, "show servers state").splitlines()[2:]:
+    word = line.split()
+    states[word[1], word[3]] = [word[6], word[13]]
+for row in csv.DictReader(ask(INGRESS, "show stat").removeprefix("# ").splitlines()):
+    key = row["pxname"], row["svname"]
+    if row["type"] == "2" and (key[0] == "calls" or key[0].startswith("fleet_")):
+        print("server", "/".join(key), row["addr"], row["slim"], row["sid"], *states[key])
+for path in ask(INGRESS, "show ssl cert").splitlines()[1:]:
+    told = ask(INGRESS, "show ssl cert " + path)
+    print("certificate", path, *[line for line in told.splitlines() if "FingerPrint" in line])
 """
 
 

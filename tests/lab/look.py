@@ -107,6 +107,9 @@ def _subject(part: str, line: str) -> tuple[str, str] | None:
         path = words[1] if re.fullmatch("[0-9a-f]{64}", words[0]) else words[0]
         return None if RECORDS.fullmatch(path) else ("file", path)
     if part == "proxies":
+        if line.startswith(("server ", "certificate ")):
+            kind, subject = line.split()[:2]
+            return kind, subject
         stack = re.match("/run/([^/]+)/proxy/", line)
         return ("proxy", f"{stack[1]}/proxy") if stack else ("setting", "haproxy configuration")
     if part == "containers":
