@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from callfleet.commands.common import DONE, PENDING, echo_json, json_option, note, open_site, show, site_option, table
+from callfleet.desired.ingress import state_script
 from callfleet.errors import CallfleetError
 from callfleet.pyinfra_remote import who
 from callfleet.pyinfra_session import Session, limited
@@ -74,11 +75,13 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     """
     loaded = open_site(site)
     seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    with Session(loaded, (target,)) as session:
+    with Session(loaded, (target, *ingress_role(loaded))) as session:
         hosts = reached(session, loaded, target)
         said = f"--reason {shlex.quote(reason)}" if reason else ""
         for name in hosts:
             declare(session, name, "drain", slots, said)
+        if not slots:
+            tell_ingress(session, "drain", hosts)
         try:
             found = wait(session, hosts, slots, seconds, as_json=as_json)
         except KeyboardInterrupt:
@@ -114,9 +117,10 @@ def ready(target: str, site: str, slots: tuple[int, ...], as_json: bool) -> None
       callfleet host ready eu1-a --slot 3
     """
     loaded = open_site(site)
-    with Session(loaded, (target,)) as session:
+    with Session(loaded, (target, *ingress_role(loaded))) as session:
         hosts = reached(session, loaded, target)
         codes = [declare(session, name, "ready", slots, "--wait 30") for name in hosts]
+        tell_ingress(session, "ready", hosts)
         found = list(seen(session, hosts, slots))
     code = PENDING if PENDING in codes else DONE
     if as_json:
@@ -153,6 +157,20 @@ def declare(session: Session, host: str, verb: str, slots: tuple[int, ...], opti
     if code not in (DONE, PENDING):
         raise CallfleetError(f"{host}: slotctl {verb} failed: {' '.join(lines[:-1])[-500:]}")
     return code
+
+
+def ingress_role(site: Site) -> tuple[str, ...]:
+    """The name of the role, for a limit; nothing where the site has no ingress."""
+    return ("ingress",) if site.ingress_hosts else ()
+
+
+def tell_ingress(session: Session, word: str, hosts: list[str]) -> None:
+    """Have every ingress that is reached send no new calls there, or send them again; the hosts refuse by themselves."""
+    for name in (one.name for one in session.site.ingress_hosts):
+        if name in session.unreached:
+            note(f"{name}: not reached; it goes on asking {', '.join(hosts)}, which refuses by itself")
+        else:
+            session.ask(name, state_script(word, hosts))
 
 
 def seen(session: Session, hosts: list[str], slots: tuple[int, ...]) -> Iterator[Slot]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -112,6 +113,14 @@ def _loaded(context: Context, tls: tuple[File, ...], before: tuple[Server, ...] 
             f"--max-reloads {MAX_RELOADS}",
             reason="the running proxy was started with another configuration",
         ),
+    )
+
+
+def state_script(word: str, names: Iterable[str]) -> str:
+    """Script that gives these fleet hosts no new calls (`drain`), or calls again (`ready`), where the proxy runs."""
+    return (
+        f"[ ! -S {ADMIN_SOCKET} ] || "
+        f"{_program('servers')} --admin-socket {ADMIN_SOCKET} --state {word} {shlex.join(names)}"
     )
 
 

@@ -1,11 +1,13 @@
 """Bring a running HAProxy's servers and certificates to what is wanted, through its runtime API: no call is ended.
 
 servers.py --admin-socket PATH --agreed FILE ORDER
+servers.py --admin-socket PATH --state drain|ready SERVER...
 
 ORDER is JSON: {"backends": {NAME: [{"name", "address", "slots", "id", "options", "drained": bool or null, "prove"}]},
 "certificates": [{"path", "kind": "cert" or "ca-file", "fingerprint"}], "file_sha256": of the file that says the same}.
 Prints `pending BACKEND/SERVER: why` for what waits for calls to end. A server that must be proven and is not reached
 is taken out again: exit code 1. Otherwise the file FILE notes which process agrees with which configuration file.
+With --state the named servers get no new calls, or get them again, in every backend that has them.
 """
 
 from __future__ import annotations
@@ -126,6 +128,13 @@ class Servers:
             time.sleep(LOOKS_APART_SECONDS if left else 0)
         return unreached
 
+    def state(self, word: str, names: Sequence[str]) -> None:
+        """`drain` or `ready` for these servers, wherever they are."""
+        stat = csv.DictReader(say(self.socket, "show stat").removeprefix("# ").splitlines())
+        for row in stat:
+            if row["type"] == "2" and row["svname"] in names:
+                self.do(f"set server {row['pxname']}/{row['svname']} state {word}")
+
     def serve(self, path: str, kind: str, fingerprint: str) -> None:
         """Have the process use what its certificate's file says now."""
         if self._serves(path, kind) != fingerprint:
@@ -171,12 +180,17 @@ def bring(servers: Servers, order: Mapping[str, Any], agreed: Path) -> tuple[lis
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("order", type=json.loads)
+    parser.add_argument("order", nargs="+")
     parser.add_argument("--admin-socket", type=Path, required=True)
-    parser.add_argument("--agreed", type=Path, required=True)
+    parser.add_argument("--agreed", type=Path)
+    parser.add_argument("--state", choices=("drain", "ready"))
     options = parser.parse_args(arguments)
+    servers = Servers(options.admin_socket)
     try:
-        pending, unreached = bring(Servers(options.admin_socket), options.order, options.agreed)
+        if options.state:
+            servers.state(options.state, options.order)
+            return 0
+        pending, unreached = bring(servers, json.loads(options.order[0]), options.agreed)
     except SlotError as error:
         print(error, file=sys.stderr)
         return 1

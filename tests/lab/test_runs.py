@@ -16,6 +16,7 @@ import pytest
 from callfleet import lock
 from callfleet.lock import Owner
 from lab import hosts
+from tests.lab.background import background
 from tests.lab.fleet import PYINFRA, ROOT, STACK, Fleet
 from tests.lab.look import differences, outside
 
@@ -56,7 +57,7 @@ def run(fleet: Fleet, log: Path, *arguments: str) -> Iterator[subprocess.Popen[b
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYINFRA_PROGRESS": "off"},
+            env=os.environ | {"PYINFRA_PROGRESS": "off", "PYTHONUNBUFFERED": "1"},
         )
         try:
             yield process
@@ -268,3 +269,52 @@ echo '# by hand' >> {SYSCTL}""",
     fleet.converge()
     clean(fleet)
     assert STACK in fleet.ssh(host, "ls /opt/stacks")
+
+
+# Killed anywhere
+
+OPERATIONS = [
+    "Lock",
+    "Host baseline",
+    "Docker engine",
+    "Slot program and units",
+    "Firewall",
+    "API, Console and stores",
+    "Front proxy",
+    "Workers and host proxy",
+    "Register with the API",
+    "Mark",
+]
+EVERYWHERE = (
+    "for f in /etc/sysctl.d/60-callfleet.conf /etc/callfleet/firewall.nft /usr/local/lib/callfleet/onhost/journal.py "
+    "/opt/stacks/*/compose.yml /etc/callfleet/ingress/haproxy.cfg; do [ ! -e $f ] || echo '# by hand' >> $f; done; "
+    """sed -i 's/"live-restore": true/"live-restore": false/' /etc/docker/daemon.json; rm -f /etc/callfleet/site.json"""
+)
+"""Something to do for every operation, on every host."""
+
+
+@pytest.mark.parametrize("points", [OPERATIONS[1::5], pytest.param(OPERATIONS, marks=pytest.mark.long)])
+def test_a_controller_killed_at_any_operation_is_followed_by_one_that_completes(
+    points: list[str], fleet: Fleet, tmp_path: Path
+) -> None:
+    """SIGKILL as soon as an operation has begun: the next run takes over, and what is left is done. Calls go on."""
+    with background(fleet, fleet.fleet_names[0]), fleet.calls() as calls:
+        calls.start(3)
+        assert calls.wait_open() == 3
+        for n, point in enumerate(points):
+            for host in fleet.lab.hosts:
+                fleet.ssh(host, EVERYWHERE)
+            log = tmp_path / str(n)
+            with run(fleet, log) as one:
+                fleet.until(lambda log=log, point=point: _begun(log, point), 120, f"{point} begins")  # type: ignore[misc]
+                one.kill()
+            done = fleet.converge()
+            assert done.pending == [], (point, done.output[-3000:])
+        calls.stop()
+        assert calls.report().clean, calls.report().gaps[:5]
+    fleet.wait_idle()
+    clean(fleet)
+
+
+def _begun(log: Path, operation: str) -> bool:
+    return f"Starting operation: {operation}" in log.read_text(errors="replace")
