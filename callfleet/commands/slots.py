@@ -165,7 +165,7 @@ def ingress_role(site: Site) -> tuple[str, ...]:
 
 
 def tell_ingress(session: Session, word: str, hosts: list[str]) -> None:
-    """Have every ingress that is reached send no new calls there, or send them again; the hosts refuse by themselves."""
+    """Have every ingress that is reached send no new calls there, or send them again: hosts refuse by themselves."""
     for name in (one.name for one in session.site.ingress_hosts):
         if name in session.unreached:
             note(f"{name}: not reached; it goes on asking {', '.join(hosts)}, which refuses by itself")
