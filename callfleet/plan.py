@@ -131,7 +131,7 @@ def _compare(item: Item, actual: Actual, touched: frozenset[str], own: frozenset
         case Command():
             return _command(item, actual)
         case Runtime():
-            return _runtime(item, actual, touched)
+            return _runtime(item, actual, own)
         case Requirement():
             return _requirement(item, actual)
         case Images():
@@ -371,7 +371,7 @@ def _agrees(proxy: Proxy, file: str, actual: Actual) -> bool:
     return bool(said == {"pid": proxy.pid, "started": proxy.started, "sha256": state.sha256})
 
 
-def _runtime(item: Runtime, actual: Actual, touched: frozenset[str]) -> list[Change]:
+def _runtime(item: Runtime, actual: Actual, own: frozenset[str]) -> list[Change]:
     proxy = actual.proxy(item.socket)
     if isinstance(proxy, Unknown):
         return _blocked("proxy", item.socket, proxy, item)
@@ -381,7 +381,7 @@ def _runtime(item: Runtime, actual: Actual, touched: frozenset[str]) -> list[Cha
     changes = []
     if item.before is None and proxy is not None:
         for served in item.certificates:
-            if served.path in touched or proxy.certificates.get(served.path) != served.fingerprint:
+            if served.path in own or proxy.certificates.get(served.path) != served.fingerprint:
                 changes.append(Change("certificate", served.path, Word.LOAD, "the proxy serves another", item, GO_ON))
         found = {(one.backend, one.name): one for one in proxy.servers if one.backend in item.backends}
     else:
@@ -402,7 +402,7 @@ def _runtime(item: Runtime, actual: Actual, touched: frozenset[str]) -> list[Cha
             changes.append(Change("server", server.subject, Word.REGISTER, f"{server.slots} slots", item, GO_ON))
         elif one.id == server.id and (differs := _server_differs(server, one)):
             changes.append(Change("server", server.subject, Word.SET, differs, item, GO_ON))
-    if not changes and runs and item.file in touched and item.before is None:
+    if not changes and runs and item.file in own and item.before is None:
         changes.append(Change("server", "all", Word.SET, "are so already; their file follows", item))
     return changes
 

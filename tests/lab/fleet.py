@@ -69,7 +69,7 @@ for path in sorted(glob.glob("/run/*/proxy/admin.sock") + glob.glob(INGRESS)):
 states = {}
 for line in ask(INGRESS, "show servers state").splitlines()[2:]:
     word = line.split()
-    states[word[1], word[3]] = [word[6], word[13]]
+    states[word[1], word[3]] = [word[6], int(word[13]) & 4]
 for row in csv.DictReader(ask(INGRESS, "show stat").removeprefix("# ").splitlines()):
     key = row["pxname"], row["svname"]
     if row["type"] == "2" and (key[0] == "calls" or key[0].startswith("fleet_")):
