@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -137,8 +138,13 @@ def nothing_to_do(fleet: Fleet, *arguments: str) -> Converge:
     return done
 
 
+def journal(fleet: Fleet, host: str) -> list[dict[str, str]]:
+    """What a host has noted of its changes."""
+    return [json.loads(line) for line in fleet.ssh(host, "cat /etc/callfleet/journal.jsonl").splitlines()]
+
+
 def ask_proxy(fleet: Fleet, host: str, socket: str, command: str) -> str:
-    """The answer of a proxy's admin socket."""
+    """The answer of a proxy's admin or master socket."""
     return fleet.ssh(
         host,
         f"python3 - <<'END'\nimport socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('{socket}')\n"

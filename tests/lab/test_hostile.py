@@ -22,12 +22,13 @@ from lab.calls import CallHolder
 from lab.hosts import ssh_command
 from tests.lab.background import background, begin, came_through, hang_up
 from tests.lab.fleet import PYINFRA, ROOT, STACK, WORKERS, Fleet
-from tests.lab.look import in_rotation
+from tests.lab.look import ask_proxy, in_rotation
 from tests.lab.test_calls import down_in_proxy
 from tests.lab.test_converge import API, CURL
 
 RUN = f"/run/{STACK}"
 PROJECT = f"/opt/stacks/{STACK}"
+MASTER = f"{RUN}/proxy/master.sock"
 KEEPER = f"callfleet-keeper@{STACK}.service"
 UNIT = f"stack@{STACK}.service"
 SLOTS = 2 * WORKERS
@@ -84,19 +85,9 @@ def socket_of(fleet: Fleet, host: str, path: str) -> str:
     return fleet.ssh(host, f"stat -c '%i %F' {RUN}/{path} 2>/dev/null || echo none").strip()
 
 
-def ask_proxy(fleet: Fleet, host: str, socket: str, command: str) -> str:
-    """An answer of the host proxy's admin or master socket."""
-    return fleet.ssh(
-        host,
-        f"python3 - <<'END'\nimport socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('{RUN}/proxy/{socket}.sock')\n"
-        f"s.sendall(b'{command}\\n')\ns.shutdown(1)\n"
-        "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\nEND",
-    )
-
-
 def old_proxies(fleet: Fleet, host: str) -> int:
     """Proxy processes that only carry the calls of an earlier configuration."""
-    old = ask_proxy(fleet, host, "master", "show proc").partition("# old workers")[2].partition("# programs")[0]
+    old = ask_proxy(fleet, host, MASTER, "show proc").partition("# old workers")[2].partition("# programs")[0]
     return sum(1 for line in old.splitlines() if "worker" in line)
 
 
@@ -615,7 +606,7 @@ def test_a_kept_connection_does_not_reach_a_drained_worker(calm: Fleet) -> None:
     reuse = "-e 's/http-reuse never/http-reuse always/' -e '/option http-server-close/d'"
     calm.ssh(host, f"sed -i {reuse} {config}")
     try:
-        assert ask_proxy(calm, host, "master", "reload").startswith("Success=1")
+        assert ask_proxy(calm, host, MASTER, "reload").startswith("Success=1")
         calm.until(lambda: not down_in_proxy(calm, host, "w2"), REPAIR_SECONDS, "the slot is seen again")
         # Which idle connection is used again is the proxy's choice.
         calm.until(lambda: starts_of_a_drained_worker(calm, host), 60, "a start reaches the drained worker")

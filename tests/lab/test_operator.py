@@ -18,7 +18,7 @@ import pytest
 from callfleet import lock
 from tests.lab.background import background
 from tests.lab.fleet import ROOT, STACK, WORKERS, Fleet
-from tests.lab.look import differences, leaks, outside
+from tests.lab.look import differences, journal, leaks, outside
 
 Edit = Callable[[dict[str, Any]], object]
 CALLFLEET = [sys.executable, "-m", "callfleet"]
@@ -63,11 +63,6 @@ def planned(made: dict[str, Any]) -> set[str]:
 def applied(done: dict[str, Any]) -> set[str]:
     """What an apply says it carried out, in the same words."""
     return {f"{host['name']}: {change.partition(': ')[0]}" for host in done["hosts"] for change in host["changes"]}
-
-
-def journal(fleet: Fleet, host: str) -> list[dict[str, Any]]:
-    """What a host has noted of its changes."""
-    return [json.loads(line) for line in fleet.ssh(host, "cat /etc/callfleet/journal.jsonl").splitlines()]
 
 
 # Each kind of drift, by hand on a host. Two hosts at a time, so that several things differ at once.

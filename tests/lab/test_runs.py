@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from callfleet.lock import Owner
 from lab import hosts
 from tests.lab.background import background
 from tests.lab.fleet import PYINFRA, ROOT, STACK, Fleet
-from tests.lab.look import differences, outside
+from tests.lab.look import differences, journal, outside
 
 SYSCTL = "/etc/sysctl.d/60-callfleet.conf"
 SLOW = "/etc/apt/apt.conf.d/99callfleet-test-slow"
@@ -86,11 +85,6 @@ def clean(fleet: Fleet) -> None:
     done = fleet.converge()
     assert (done.changed, done.planned) == (0, set()), done.output[-3000:]
     assert [held(fleet, host.name) for host in fleet.lab.hosts] == [""] * len(fleet.lab.hosts)
-
-
-def journal(fleet: Fleet, host: str) -> list[dict[str, str]]:
-    """What the host has journalled."""
-    return [json.loads(line) for line in fleet.ssh(host, "cat /etc/callfleet/journal.jsonl").splitlines()]
 
 
 # Two at once
