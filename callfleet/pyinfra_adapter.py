@@ -32,7 +32,7 @@ from callfleet.desired.ingress import ADMIN_SOCKET
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
-from callfleet.expected import Command, Directory, File, Package, Stack, Unit
+from callfleet.expected import Command, Directory, ExpectedHost, File, Package, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.pyinfra_remote import StepError, ensure_locked, is_locked, read_files, release, run_script, tell
 from callfleet.script import script
@@ -83,6 +83,8 @@ class HostRun:
     canary: bool | None = None
     registered_at_first: frozenset[str] = frozenset()
     planned: Planned | None = None
+    only: frozenset[str] | None = None
+    """The concerns that this run is about; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ def site_of(host: PyinfraHost) -> Site:
     if path not in _sites:
         _sites[path] = load_site(Path(path))
     return _sites[path]
+
+
+def use_site(site: Site) -> None:
+    """From now on hosts of this site's file are runs of `site`: what a file would declare, before it is written."""
+    _sites[str(site.path)] = site
 
 
 def run_of(host: PyinfraHost) -> HostRun:
@@ -255,9 +262,16 @@ def host_plan(host: PyinfraHost, *, hopeful: bool = False) -> HostPlan:
     same = known is not None and known.snapshot is actual
     if known is None or not same or (known.registered, known.registered_before) != (registered, before):
         made = replace(run.context, registered=registered, registered_before=before)
-        known = Planned(actual, registered, before, plan(expected_host(made, actual), actual))
+        known = Planned(actual, registered, before, plan(_part(expected_host(made, actual), run.only), actual))
         run.planned = known
     return known.plan
+
+
+def _part(expected: ExpectedHost, only: frozenset[str] | None) -> ExpectedHost:
+    """The concerns that a run is about: what else a host may need is left to an apply."""
+    if only is None:
+        return expected
+    return replace(expected, concerns=tuple(concern for concern in expected.concerns if concern.name in only))
 
 
 # Operations

@@ -28,7 +28,7 @@ from callfleet.errors import CallfleetError
 from callfleet.expected import File
 from callfleet.inventory import groups, refuse_unedited, refuse_unusable
 from callfleet.plan import HostPlan, Word
-from callfleet.pyinfra_adapter import decide, run_of, snapshot
+from callfleet.pyinfra_adapter import decide, run_of, snapshot, use_site
 from callfleet.pyinfra_remote import ask, read_files, release_all, run_record
 from callfleet.site import Site
 from callfleet.templates import ROOT
@@ -60,11 +60,18 @@ class Ended:
 
 
 class Session:
-    """A site's hosts, connected. A context manager: locks are given back and connections closed at its end."""
+    """A site's hosts, connected. A context manager: locks are given back and connections closed at its end.
 
-    def __init__(self, site: Site, limit: Collection[str] = (), *, quiet: bool = True) -> None:
+    `limit` names hosts, fleets or roles; `only` the concerns that a run is about, None: all. The site may be one that
+    is not written to its file yet.
+    """
+
+    def __init__(
+        self, site: Site, limit: Collection[str] = (), *, quiet: bool = True, only: Collection[str] | None = None
+    ) -> None:
         refuse_unedited(site)
         refuse_unusable(site)
+        use_site(site)
         self.site = site
         self.unreached: dict[str, str] = {}
         self._reached: list[PyinfraHost] = []
@@ -80,6 +87,9 @@ class Session:
         chosen = [host for host in inventory if host.name in limited(site, limit)] if limit else None
         self.state.init(inventory, config, initial_limit=chosen)
         self.state.add_callback_handler(_Connections(self.unreached))  # type: ignore[no-untyped-call]
+        if only is not None:
+            for host in inventory:
+                run_of(host).only = frozenset(only)
 
     def __enter__(self) -> Session:
         self.state.set_stage(StateStage.Connect)

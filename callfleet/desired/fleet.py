@@ -215,6 +215,8 @@ def _worker(context: Context, n: int, run: str, state: str) -> Service:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
     }
-    if site.names:
-        spec["extra_hosts"] = [f"{name}:{address}" for name, address in sorted(site.names.items())]
+    # Without the other fleet hosts: a worker does not call them, and must not be recreated because one comes or goes.
+    others = {one.public_name for one in site.fleet_hosts if one is not context.host}
+    if names := {name: address for name, address in site.names.items() if name not in others}:
+        spec["extra_hosts"] = [f"{name}:{address}" for name, address in sorted(names.items())]
     return Service("slot", spec, secrets=secrets, made_from=made_from)
