@@ -74,6 +74,7 @@ class HostRun:
     request: ProbeRequest
     snapshot: Actual | None = None
     error: str = ""
+    skew: float = 0.0
     planned_fingerprint: str = ""
     checked: bool = False
     shown: set[str] = field(default_factory=set)
@@ -172,8 +173,9 @@ def _probe(host: PyinfraHost, run: HostRun) -> Actual:
         if isinstance(error, TimeoutError):
             run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s"
         return Actual.unread(run.error, run.request)
-    if (skew := _skew(actual, began)) > SKEW_SECONDS:
-        run.error = f"its clock is {skew:.0f} s off ours: certificates and events would be wrong; set its clock"
+    run.skew = _skew(actual, began)
+    if run.skew > SKEW_SECONDS:
+        run.error = f"its clock is {run.skew:.0f} s off ours: certificates and events would be wrong; set its clock"
     if isinstance(actual.os, Unknown):
         run.error = f"the probe could not be read: {actual.os.reason}"
     return actual

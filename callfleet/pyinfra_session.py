@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,13 +23,14 @@ from pyinfra.api.state import BaseStateCallback, StateStage
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from callfleet.actual import Actual
+from callfleet.desired import expected_host
 from callfleet.desired.context import Context
 from callfleet.errors import CallfleetError
-from callfleet.expected import File
+from callfleet.expected import ExpectedHost, File
 from callfleet.inventory import groups, refuse_unedited, refuse_unusable
 from callfleet.plan import HostPlan, Word
 from callfleet.pyinfra_adapter import decide, run_of, snapshot, use_site
-from callfleet.pyinfra_remote import ask, read_files, release_all, run_record
+from callfleet.pyinfra_remote import ask, read_files, release_all, run_record, run_script
 from callfleet.site import Site
 from callfleet.templates import ROOT
 
@@ -150,6 +151,30 @@ class Session:
             return found
 
         return self.each(look)
+
+    def answers(self, scripts: Mapping[str, str]) -> dict[str, str]:
+        """Run a reading script on each of the named hosts that were reached, all at once; their outputs."""
+        chosen = [host for host in self.hosts if host.name in scripts]
+        return self.each(lambda host: ask(host, scripts[host.name]), chosen)
+
+    def probe(self) -> dict[str, tuple[Actual, str, float]]:
+        """What each host is, without a plan: the probe's answer, why it cannot be worked with, its clock's skew."""
+
+        def one(host: PyinfraHost) -> tuple[Actual, str, float]:
+            actual = snapshot(host)
+            return actual, run_of(host).error, run_of(host).skew
+
+        return self.each(one)
+
+    def run(self, host: str, script: str) -> list[str]:
+        """Run a script that writes on one host, under the lock, to its end; its output. StepError when it fails."""
+        found = next(one for one in self.hosts if one.name == host)
+        with ctx_host.use(found):
+            return run_script(found, script)
+
+    def expected(self, host: str) -> ExpectedHost:
+        """What one host must be, made from nothing found."""
+        return expected_host(run_of(next(one for one in self.hosts if one.name == host)).context)
 
     def forget(self) -> None:
         """The next look probes again."""

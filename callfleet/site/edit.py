@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 from callfleet.document import shown
 from callfleet.errors import CallfleetError
@@ -212,7 +212,7 @@ def _key_end(text: str, path: Path_) -> int:
 
 def _end(node: Node) -> int:
     """Where a node's own text ends. A block mapping's mark lies after the comments that follow it."""
-    if isinstance(node, ScalarNode) or node.flow_style:
+    if not isinstance(node, CollectionNode) or node.flow_style:
         return int(node.end_mark.index)
     if not node.value:
         return int(node.start_mark.index)
