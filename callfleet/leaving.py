@@ -92,13 +92,13 @@ def wipe(expected: ExpectedHost, site: Site) -> str:
             '  [ -z "$left" ] || { echo "containers of ours are still there" >&2; exit 1; }',
             f"  docker network ls -q --filter label=com.docker.compose.project={stack} "
             "| xargs -r docker network rm >/dev/null",
-            f"  for image in {_words(images)}; do docker rmi \"$image\" >/dev/null 2>&1; done" if images else "  :",
+            f'  for image in {_words(images)}; do docker rmi "$image" >/dev/null 2>&1; done' if images else "  :",
             "fi",
             "nft delete table inet callfleet 2>/dev/null",
             f"rm -f -- {_words(files)} || exit 1",
             f"rm -rf -- {_words(whole)} || exit 1",
             # What is not empty is not ours alone.
-            f"for folder in {_words(folders)}; do rmdir -- \"$folder\" 2>/dev/null; done",
+            f'for folder in {_words(folders)}; do rmdir -- "$folder" 2>/dev/null; done',
             f"apt-mark -qq unhold {_words(packages)} >/dev/null 2>&1" if packages else ":",
             "systemctl daemon-reload",
             "sysctl --quiet --system >/dev/null 2>&1",

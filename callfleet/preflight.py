@@ -251,7 +251,9 @@ def memory(site: Site, host: Host, actual: Actual, workers: int) -> Check | None
         return None
     core = site.core
     need = workers * core.worker_memory_mb + core.reserve_memory_mb
-    expected = f"{need} MiB for {workers} workers of {core.worker_memory_mb} MiB and {core.reserve_memory_mb} MiB beside"
+    expected = (
+        f"{need} MiB for {workers} workers of {core.worker_memory_mb} MiB and {core.reserve_memory_mb} MiB beside"
+    )
     if isinstance(actual.memory, Unknown):
         return _unknown(host, "memory", actual.memory, expected)
     have = actual.memory.total // 1024**2
@@ -339,7 +341,9 @@ def _name(site: Site, host: Host, name: str, served: list[Host], asked: Looked |
         return Check(host.name, what, State.FAILED, "no address", expected, todo)
     if all(ipaddress.ip_address(each).is_loopback for each in seen):
         # A host's own name in its own /etc/hosts; what others see is not known from there.
-        return Check(host.name, what, State.UNKNOWN, ", ".join(sorted(seen)), expected, f"look it up elsewhere than {by}")
+        return Check(
+            host.name, what, State.UNKNOWN, ", ".join(sorted(seen)), expected, f"look it up elsewhere than {by}"
+        )
     if seen & wanted:
         return Check(host.name, what, State.OK, ", ".join(sorted(seen)))
     todo = "right the DNS record, unless something in front of the host passes calls on"

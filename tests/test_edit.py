@@ -100,7 +100,16 @@ def test_a_host_leaves_with_what_only_it_needed(tmp_path: Path) -> None:
         "callfleet_release: 1\nrelease: '1'\nimages:\n"
         + "".join(
             f"  {name}: {{repository: {name}, tag: '1'}}\n"
-            for name in ("cxb-core-worker", "cxb-api", "cxb-dialler", "cxb-console", "haproxy", "redis", "mongo", "minio")
+            for name in (
+                "cxb-core-worker",
+                "cxb-api",
+                "cxb-dialler",
+                "cxb-console",
+                "haproxy",
+                "redis",
+                "mongo",
+                "minio",
+            )
         )
     )
     lab.write_text(LAB)

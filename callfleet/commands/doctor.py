@@ -37,9 +37,11 @@ STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red", State
 @limit_option
 @json_option
 def doctor(site: str, limit: tuple[str, ...], as_json: bool) -> None:
-    """Look whether SITE's hosts can do what is asked of them: system, CPU, memory, disk, clock, names, certificates, ports, ways.
+    """Look whether SITE's hosts can do what is asked of them.
 
-    Changes nothing, and needs nothing of callfleet on them: bare hosts can be asked.
+    System, CPU, memory, disk, clock, names, certificates, ports, registry, package sources, the way from each ingress.
+
+    Changes nothing and needs nothing of callfleet on them: bare hosts can be asked.
 
     \b
     Exit codes: 0 nothing failed, 1 something did, 64 usage.

@@ -25,9 +25,7 @@ def api_request(context: Context) -> ApiRequest:
     )
 
 
-def core_fleet(
-    context: Context, current: tuple[str, ...], registered: frozenset[str] = frozenset()
-) -> tuple[str, ...]:
+def core_fleet(context: Context, current: tuple[str, ...], registered: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """The list as it must be: what is not ours stays first and in its order, ours follow as the site file has them.
 
     `registered`: the URLs that we registered earlier.

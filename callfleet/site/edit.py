@@ -304,7 +304,12 @@ def _flow(value: Value) -> str:
 def _scalar(value: str) -> str:
     """Text as YAML reads it back as the same text: plain where that is safe, else in double quotes."""
     quads = re.fullmatch(r"\d+\.\d+\.\d+\.\d+", value)
-    if _PLAIN.fullmatch(value) and not value.endswith(":") and value.count(":") < 2 and (quads or not _NOT_TEXT.fullmatch(value)):
+    if (
+        _PLAIN.fullmatch(value)
+        and not value.endswith(":")
+        and value.count(":") < 2
+        and (quads or not _NOT_TEXT.fullmatch(value))
+    ):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
