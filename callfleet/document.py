@@ -91,7 +91,7 @@ Text = Annotated[str, text(lambda value: bool(value.strip()) and value.isprintab
 
 
 def read(file: Path, text: str | None = None) -> Document:
-    """Read a YAML file, or `text` in its place. What is wrong with it is in `problems`; nothing is raised for a bad file."""
+    """Read a YAML file, or `text` in its place. What is wrong is in `problems`; nothing is raised for a bad file."""
     document = Document(file)
     try:
         raw = file.read_bytes() if text is None else text.encode()

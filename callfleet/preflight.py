@@ -133,7 +133,8 @@ word() {{
 reach() {{ printf 'reach %s %s %s\\n' "$1" "$2" "$(word "$1" "$2")"; }}
 packages() {{ printf 'source %s %s %s %s\\n' "$1" "$2" "$3" "$(word "$2" "$3")"; }}
 sources() {{
-  apt-get update --print-uris 2>/dev/null </dev/null | sed -n "s|^'\\([a-z]*\\)://\\([^/@]*@\\)\\{{0,1\\}}\\([^/']*\\).*|\\1 \\3|p" |
+  apt-get update --print-uris 2>/dev/null </dev/null |
+    sed -n "s|^'\\([a-z]*\\)://\\([^/@]*@\\)\\{{0,1\\}}\\([^/']*\\).*|\\1 \\3|p" |
     sort -u | while read -r scheme place; do
       case $scheme in http) port=80 ;; https) port=443 ;; *) continue ;; esac
       proxy=$(apt-config shell p "Acquire::$scheme::Proxy" | sed "s/^p='\\(.*\\)'$/\\1/")

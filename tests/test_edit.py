@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from callfleet.site.edit import (
     set_workers,
     write_text,
 )
-from lab.inventory import render_site
+from lab.inventory import render_release, render_site
 from lab.model import Lab
 
 SHIPPED = {name: (REPOSITORY / "inventories" / f"{name}.yml").read_text() for name in ("prod", "staging", "local")}
@@ -96,22 +95,7 @@ def test_adding_and_removing_is_nothing(form: str) -> None:
 def test_a_host_leaves_with_what_only_it_needed(tmp_path: Path) -> None:
     """Its entry, its internal certificate, its own certificate and static name; a shared certificate stays."""
     lab = tmp_path / "lab.yml"
-    (tmp_path / "lab.release.yml").write_text(
-        "callfleet_release: 1\nrelease: '1'\nimages:\n"
-        + "".join(
-            f"  {name}: {{repository: {name}, tag: '1'}}\n"
-            for name in (
-                "cxb-core-worker",
-                "cxb-api",
-                "cxb-dialler",
-                "cxb-console",
-                "haproxy",
-                "redis",
-                "mongo",
-                "minio",
-            )
-        )
-    )
+    (tmp_path / "lab.release.yml").write_text(render_release({}))
     lab.write_text(LAB)
     after = remove_host(LAB, load_site(lab), "eu1-b")
     gone = diff(LAB, after)
@@ -208,7 +192,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     """A site file kept elsewhere is written there."""
     real, link = tmp_path / "real", tmp_path / "link"
     real.write_text("a\n")
-    os.symlink(real, link)
+    link.symlink_to(real)
     write_text(link, "a\n", "b\n")
     assert link.is_symlink()
     assert real.read_text() == "b\n"

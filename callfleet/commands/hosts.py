@@ -268,18 +268,17 @@ class Pins:
 
     @staticmethod
     def _ask(one: Host, known: list[Key], found: Key) -> None:
-        changed = f"Its pinned key was {', '.join(map(str, known))}. " if known else ""
-        why = f"{changed}Its key is unknown here, and is never taken unseen. " if not known else changed
+        why = "Its key is unknown here, and is never taken unseen. "
+        if known:
+            why = f"ITS KEY CHANGED: {', '.join(map(str, known))} was pinned. "
         if not sys.stdin.isatty():
             raise CallfleetError(
                 f"{one.name}: {why}It shows {found}. Compare it with the host's own console, then give it: "
                 f"--fingerprint {found.fingerprint}"
             )
         click.echo(why, err=True)
-        if (
-            click.prompt("Compare it on the host's console. Type yes if it is the same", default="no", err=True)
-            != "yes"
-        ):
+        question = "Compare it on the host's own console. Type yes if it is the same"
+        if click.prompt(question, default="no", err=True) != "yes":
             raise click.Abort
 
     @contextmanager
@@ -360,7 +359,7 @@ def remove(
     leave = Leave(loaded, rest, leaver, seconds, recordings_moved, as_json)
     code = leave.carry_out(lost=lost, wipe=wipe)
     if code == DONE:
-        forget(loaded, leaver)
+        forget(leaver)
         edit.replace_file(path, before, after)
         leave.say(f"{name} is out of the inventory")
     then = "" if code == DONE else f"callfleet host remove {name}, again"
@@ -514,13 +513,18 @@ class Leave:
             time.sleep(LOOK_SECONDS)
 
 
-def forget(site: Site, one: Host) -> None:
-    """Take a host's pinned key out of the site's known_hosts."""
+def forget(one: Host, but: Host | None = None) -> None:
+    """Take a host's pinned key out of its known_hosts, under all its names `but` those of another."""
     path = one.ssh.known_hosts
     if path.exists():
         before = path.read_text("utf-8")
-        names = {one.name, *one.addresses, one.ssh.hostname} | ({one.public_name} if one.public_name else set())
+        names = _called(one) - (_called(but) if but else set())
         edit.write_text(path, before, hostkeys.unpin(before, [hostkeys.name(name, one.ssh.port) for name in names]))
+
+
+def _called(one: Host) -> set[str]:
+    names = {one.name, *one.addresses, one.ssh.hostname, one.public_name}
+    return {name for name in names if name}
 
 
 def finish(kind: str, leave: Leave, code: int, then: str) -> None:
@@ -543,6 +547,7 @@ def finish(kind: str, leave: Leave, code: int, then: str) -> None:
 @host.command(name="replace")
 @NAME
 @click.argument("new_address")
+@click.option("--address6", default="", help="Its IPv6 address, if it has one.")
 @site_option
 @fingerprint_option
 @lost_option
@@ -553,6 +558,7 @@ def finish(kind: str, leave: Leave, code: int, then: str) -> None:
 def replace_host(
     name: str,
     new_address: str,
+    address6: str,
     site: str,
     fingerprint: str,
     lost: bool,
@@ -581,10 +587,9 @@ def replace_host(
         raise CallfleetError(
             f"{name} is reached by ssh.hostname {old.ssh.hostname}, not by its address; remove it and add the new one"
         )
-    if old.address6:
-        before_6 = f"{name} has address6 {old.address6}, which the new machine does not"
-        raise CallfleetError(f"{before_6}: set or remove it in {path.name} first")
-    after = edit.set_address(before, loaded, name, new_address)
+    if old.address6 and not address6:
+        raise CallfleetError(f"{name} has the address6 {old.address6}: give the new machine's, --address6")
+    after = edit.set_address(before, loaded, name, new_address, address6)
     declared = load_site(path, after)
     rest = load_site(path, edit.remove_host(before, loaded, name))
     pins = Pins(declared)
@@ -599,7 +604,7 @@ def replace_host(
     if code != DONE:
         finish("host replace", leave, code, f"callfleet host replace {name} {new_address}, again")
     pins.write()
-    forget(loaded, replace(old, name=f"{name}.", public_name=None))
+    forget(old, but=declared.host(name))
     edit.replace_file(path, before, after)
     show_plan(declared, [name], as_json=as_json, kind="host replace", then=f"callfleet apply {site}", leave=leave)
 

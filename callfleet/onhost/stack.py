@@ -82,8 +82,8 @@ class Outbox:
 
     def waiting(self) -> set[str]:
         """Names of the results that are not delivered. OSError when the folder cannot be read."""
-        names = os.listdir(self.directory) if self.directory.exists() else []
-        return {name for name in names if fnmatch.fnmatch(name, self.pattern)}
+        found = self.directory.iterdir() if self.directory.exists() else ()
+        return {path.name for path in found if fnmatch.fnmatch(path.name, self.pattern)}
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,12 @@ def set_workers(text: str, site: Site, name: str, workers: int) -> str:
     return set_value(text, (*map(str, site.host(name).place), "workers"), workers)
 
 
-def set_address(text: str, site: Site, name: str, address: str) -> str:
-    """A host's address, and where its public name leads if the file says it."""
+def set_address(text: str, site: Site, name: str, address: str, address6: str = "") -> str:
+    """A host's address, its IPv6 address if given, and where its public name leads if the file says it."""
     host = site.host(name)
     text = set_value(text, (*map(str, host.place), "address"), address)
+    if address6:
+        text = set_value(text, (*map(str, host.place), "address6"), address6)
     if host.public_name in site.names:
         text = set_value(text, ("names", str(host.public_name)), address)
     return text
@@ -294,7 +296,7 @@ def _flow(value: Value) -> str:
     """A value on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_scalar(key)}: {_flow(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, bool) or isinstance(value, int):
+    if isinstance(value, bool | int):
         return str(value).lower()
     if isinstance(value, str):
         return _scalar(value)

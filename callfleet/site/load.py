@@ -19,7 +19,8 @@ _T = TypeVar("_T")
 def load_site(path: Path | str, text: str | None = None) -> Site:
     """The site of a `.yml` file, checked as a whole with its release file and group_data.
 
-    With `text`, the site that the file would be with that content. Raises SiteError with every mistake found. Connects to nothing and resolves no secret.
+    With `text`, the site that the file would be with that content. Raises SiteError with every mistake found. Connects
+    to nothing and resolves no secret.
     """
     file = Path(path)
     if not file.is_file():
