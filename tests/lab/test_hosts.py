@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,19 +33,26 @@ SETTINGS = "http://127.0.0.1:8080/api/v1/settings/fleet"
 def site() -> Iterator[Fleet]:
     """Two fleet hosts, converged; two more are bare, their names and certificates there, known to nobody."""
     with small_lab("t", 5) as fleet:
-        lab = fleet.lab
+        lab, pins = fleet.lab, known_hosts(fleet)
+        keys, text = lab.known_hosts.read_text(), lab.inventory.read_text()
         for name in (THIRD, FOURTH):
-            lab.inventory.write_text(edit.remove_host(lab.inventory.read_text(), load_site(lab.inventory), name))
+            text = edit.remove_host(text, load_site(lab.inventory, text), name)
             one = lab.host(name)
-            names = [one.address, one.address6, name, f"{name}.{lab.domain}"]
-            lab.known_hosts.write_text(hostkeys.unpin(lab.known_hosts.read_text(), names))
+            keys = hostkeys.unpin(keys, [one.address, one.address6, name, f"{name}.{lab.domain}"])
+        pins.write_text(keys)
+        lab.inventory.write_text(edit.set_value(text, ("ssh", "known_hosts"), str(pins)))
         assert fleet.converge().pending == []
         yield fleet
 
 
+def known_hosts(fleet: Fleet) -> Path:
+    """The site's pinned keys; the tests' own SSH has the lab's."""
+    return fleet.lab.known_hosts.with_name("site_known_hosts")
+
+
 def written(fleet: Fleet) -> tuple[str, str]:
     """The inventory and the pinned keys."""
-    return fleet.lab.inventory.read_text(), fleet.lab.known_hosts.read_text()
+    return fleet.lab.inventory.read_text(), known_hosts(fleet).read_text()
 
 
 def fingerprint(fleet: Fleet, host: str) -> str:
