@@ -120,7 +120,7 @@ def test_a_host_that_will_not_do_leaves_nothing_behind(site: Fleet) -> None:
     assert unseen.returncode == 1
     assert f"--fingerprint {fingerprint(site, THIRD)}" in unseen.stderr
     site.ssh(THIRD, "systemd-run --quiet --unit=squatter perl -MIO::Socket::INET -e "
-             "'IO::Socket::INET->new(Listen=>5,LocalPort=>443) or die; sleep'")  # fmt: skip
+             "'@held = IO::Socket::INET->new(Listen=>5, LocalPort=>443) or die; sleep'")  # fmt: skip
     site.until(lambda: site.ssh(THIRD, "ss -Hltn sport = :443"), 10, "somebody listens on 443")
     taken = add(site, THIRD, "--fingerprint", fingerprint(site, THIRD))
     site.ssh(THIRD, "systemctl stop squatter")
