@@ -133,6 +133,12 @@ def pair_findings(
             yield Finding(f"{_called(first)}, issued by another authority", "one issued by tls.internal.ca", hint)
 
 
+def valid_until(content: bytes) -> datetime | None:
+    """When the certificate of a PEM that is served expires; None where that cannot be read."""
+    parsed = _parsed(content, PAIR)
+    return None if isinstance(parsed, Finding) or not parsed[0] else parsed[0][0].not_valid_after_utc
+
+
 def authority_findings(content: bytes, now: datetime) -> Iterator[Finding]:
     """Everything wrong with a file of authorities. One that expired does no harm beside one that is valid."""
     parsed = _parsed(content, AUTHORITIES)

@@ -17,12 +17,14 @@ click.UsageError.exit_code = USAGE_ERROR
 
 VERBS = {
     "apply": "callfleet.commands.plan:apply",
+    "doctor": "callfleet.commands.doctor:doctor",
     "explain": "callfleet.commands.status:explain",
+    "fleet": "callfleet.commands.fleets:fleet",
     "history": "callfleet.commands.history:history",
-    "host": "callfleet.commands.slots:host",
+    "host": "callfleet.commands.hosts:host",
     "lab": "lab.cli:lab",
-    "status": "callfleet.commands.status:status",
     "plan": "callfleet.commands.plan:plan",
+    "status": "callfleet.commands.status:status",
 }
 
 

@@ -90,11 +90,11 @@ def text(check: Callable[[str], object], what: str, hint: str = "") -> BeforeVal
 Text = Annotated[str, text(lambda value: bool(value.strip()) and value.isprintable(), "text on one line")]
 
 
-def read(file: Path) -> Document:
-    """Read a YAML file. What is wrong with it is in `problems`; nothing is raised for a bad file."""
+def read(file: Path, text: str | None = None) -> Document:
+    """Read a YAML file, or `text` in its place. What is wrong is in `problems`; nothing is raised for a bad file."""
     document = Document(file)
     try:
-        raw = file.read_bytes()
+        raw = file.read_bytes() if text is None else text.encode()
     except OSError as error:
         document.problems.append(Problem(file, "", "a readable file", got=error.strerror or "an error"))
         return document

@@ -32,7 +32,7 @@ from callfleet.desired.ingress import ADMIN_SOCKET, CALLS
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
-from callfleet.expected import AGREED, Command, Directory, File, Package, Runtime, Stack, Unit
+from callfleet.expected import AGREED, Command, Directory, ExpectedHost, File, Package, Runtime, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.pyinfra_remote import StepError, ensure_locked, is_locked, read_files, release, run_script, tell
 from callfleet.script import script
@@ -74,6 +74,7 @@ class HostRun:
     request: ProbeRequest
     snapshot: Actual | None = None
     error: str = ""
+    skew: float = 0.0
     planned_fingerprint: str = ""
     checked: bool = False
     shown: set[str] = field(default_factory=set)
@@ -83,6 +84,8 @@ class HostRun:
     canary: bool | None = None
     registered_at_first: frozenset[str] = frozenset()
     planned: Planned | None = None
+    only: frozenset[str] | None = None
+    """The concerns that this run is about; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ def site_of(host: PyinfraHost) -> Site:
     if path not in _sites:
         _sites[path] = load_site(Path(path))
     return _sites[path]
+
+
+def use_site(site: Site) -> None:
+    """From now on hosts of this site's file are runs of `site`: what a file would declare, before it is written."""
+    _sites[str(site.path)] = site
 
 
 def run_of(host: PyinfraHost) -> HostRun:
@@ -169,8 +177,9 @@ def _probe(host: PyinfraHost, run: HostRun) -> Actual:
         if isinstance(error, TimeoutError):
             run.error = f"the probe got no answer within {PROBE_SECONDS:.0f} s"
         return Actual.unread(run.error, run.request)
-    if (skew := _skew(actual, began)) > SKEW_SECONDS:
-        run.error = f"its clock is {skew:.0f} s off ours: certificates and events would be wrong; set its clock"
+    run.skew = _skew(actual, began)
+    if run.skew > SKEW_SECONDS:
+        run.error = f"its clock is {run.skew:.0f} s off ours: certificates and events would be wrong; set its clock"
     if isinstance(actual.os, Unknown):
         run.error = f"the probe could not be read: {actual.os.reason}"
     return actual
@@ -276,9 +285,17 @@ def host_plan(host: PyinfraHost, *, hopeful: bool = False) -> HostPlan:
     same = known is not None and known.snapshot is actual
     if known is None or not same or (known.registered, known.registered_before, known.drained) != made_from:
         made = replace(run.context, registered=registered, registered_before=before, drained=drained)
-        known = Planned(actual, registered, before, drained, plan(expected_host(made, actual), actual))
+        wanted = _part(expected_host(made, actual), run.only)
+        known = Planned(actual, registered, before, drained, plan(wanted, actual))
         run.planned = known
     return known.plan
+
+
+def _part(expected: ExpectedHost, only: frozenset[str] | None) -> ExpectedHost:
+    """The concerns that a run is about: what else a host may need is left to an apply."""
+    if only is None:
+        return expected
+    return replace(expected, concerns=tuple(concern for concern in expected.concerns if concern.name in only))
 
 
 # Operations

@@ -28,6 +28,7 @@ from pyinfra.api.state import BaseStateCallback, State
 
 from callfleet import lock
 from callfleet.errors import CallfleetError
+from callfleet.site import SshSettings
 
 STEP_SECONDS = 1800.0
 LOOK_SECONDS = 60.0
@@ -112,6 +113,23 @@ def connect_afresh(host: PyinfraHost) -> str:
     finally:
         client.close()
     return ""
+
+
+def route(ssh: SshSettings) -> tuple[str, Any]:
+    """Where a host's SSH server is by the SSH configuration, and a channel there where a jump host or proxy leads.
+
+    Nobody has logged in to the host itself.
+    """
+    from pyinfra.connectors.sshuserclient import SSHClient
+
+    settings = {"port": ssh.port, "timeout": ssh.connect_timeout_seconds}
+    hostname, found, *_ = SSHClient().parse_config(  # type: ignore[no-untyped-call]
+        ssh.hostname,
+        settings,
+        ssh_config_file=str(ssh.config) if ssh.config else None,
+        strict_host_key_checking="yes",
+    )
+    return str(hostname), found.get("sock")
 
 
 def tell(host: PyinfraHost, log: Callable[[str], Any], text: str, colour: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,13 +23,14 @@ from pyinfra.api.state import BaseStateCallback, StateStage
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from callfleet.actual import Actual
+from callfleet.desired import expected_host
 from callfleet.desired.context import Context
 from callfleet.errors import CallfleetError
-from callfleet.expected import File
+from callfleet.expected import ExpectedHost, File
 from callfleet.inventory import groups, refuse_unedited, refuse_unusable
 from callfleet.plan import HostPlan, Word
-from callfleet.pyinfra_adapter import decide, run_of, snapshot
-from callfleet.pyinfra_remote import ask, read_files, release_all, run_record
+from callfleet.pyinfra_adapter import decide, run_of, snapshot, use_site
+from callfleet.pyinfra_remote import ask, read_files, release_all, run_record, run_script
 from callfleet.site import Site
 from callfleet.templates import ROOT
 
@@ -60,11 +61,18 @@ class Ended:
 
 
 class Session:
-    """A site's hosts, connected. A context manager: locks are given back and connections closed at its end."""
+    """A site's hosts, connected. A context manager: locks are given back and connections closed at its end.
 
-    def __init__(self, site: Site, limit: Collection[str] = (), *, quiet: bool = True) -> None:
+    `limit` names hosts, fleets or roles; `only` the concerns that a run is about, None: all. The site may be one that
+    is not written to its file yet.
+    """
+
+    def __init__(
+        self, site: Site, limit: Collection[str] = (), *, quiet: bool = True, only: Collection[str] | None = None
+    ) -> None:
         refuse_unedited(site)
         refuse_unusable(site)
+        use_site(site)
         self.site = site
         self.unreached: dict[str, str] = {}
         self._reached: list[PyinfraHost] = []
@@ -80,6 +88,9 @@ class Session:
         chosen = [host for host in inventory if host.name in limited(site, limit)] if limit else None
         self.state.init(inventory, config, initial_limit=chosen)
         self.state.add_callback_handler(_Connections(self.unreached))  # type: ignore[no-untyped-call]
+        if only is not None:
+            for host in inventory:
+                run_of(host).only = frozenset(only)
 
     def __enter__(self) -> Session:
         self.state.set_stage(StateStage.Connect)
@@ -140,6 +151,30 @@ class Session:
             return found
 
         return self.each(look)
+
+    def answers(self, scripts: Mapping[str, str]) -> dict[str, str]:
+        """Run a reading script on each of the named hosts that were reached, all at once; their outputs."""
+        chosen = [host for host in self.hosts if host.name in scripts]
+        return self.each(lambda host: ask(host, scripts[host.name]), chosen)
+
+    def probe(self) -> dict[str, tuple[Actual, str, float]]:
+        """What each host is, without a plan: the probe's answer, why it cannot be worked with, its clock's skew."""
+
+        def one(host: PyinfraHost) -> tuple[Actual, str, float]:
+            actual = snapshot(host)
+            return actual, run_of(host).error, run_of(host).skew
+
+        return self.each(one)
+
+    def run(self, host: str, script: str) -> list[str]:
+        """Run a script that writes on one host, under the lock, to its end; its output. StepError when it fails."""
+        found = next(one for one in self.hosts if one.name == host)
+        with ctx_host.use(found):
+            return run_script(found, script)
+
+    def expected(self, host: str) -> ExpectedHost:
+        """What one host must be, made from nothing found."""
+        return expected_host(run_of(next(one for one in self.hosts if one.name == host)).context)
 
     def forget(self) -> None:
         """The next look probes again."""

@@ -3,6 +3,7 @@
 # What differs between the names under which the same software is sold. Names, never behaviour.
 # dialler_quiet: the Dialler may be restarted while the JSON document at `path` of its health port has `field` equal to
 # `equals` (a whole number, text, true or false).
+# outbox: which files of a worker's outbox are call results that the API does not have yet.
 brands = {
     "cxbridge": {
         "name": "CX Bridge",
@@ -12,6 +13,7 @@ brands = {
         "worker_env_prefix": "CXBCORE",
         "secret_header": "X-CXBCore-Secret",
         "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
+        "outbox": "*.json",
         "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "cxb-api", "dialler": "cxb-dialler", "console": "cxb-console"},
         "images": {
@@ -29,6 +31,7 @@ brands = {
         "worker_env_prefix": "VOXCORE",
         "secret_header": "X-VoxCore-Secret",
         "dialler_quiet": {"path": "/health", "field": "calls_in_setup", "equals": 0},
+        "outbox": "*.json",
         "health": {"path": "/health", "calls_field": "worker_calls", "id_field": "worker_id"},
         "services": {"api": "vox-api", "dialler": "vox-dialler", "console": "vox-console"},
         "images": {

@@ -101,6 +101,13 @@ VERBS = [
     ["explain"],
     ["host", "drain"],
     ["host", "ready"],
+    ["host", "add"],
+    ["host", "remove"],
+    ["host", "replace"],
+    ["host", "resize"],
+    ["fleet", "add"],
+    ["fleet", "remove"],
+    ["doctor"],
     ["validate"],
 ]
 
@@ -133,6 +140,10 @@ def test_a_wrong_call_is_64(arguments: list[str]) -> None:
         ["explain", "eu1-a", "--site", "prod"],
         ["host", "drain", "eu1-a"],
         ["host", "ready", "eu1", "--site", "staging"],
+        ["host", "remove", "eu1-a", "--yes"],
+        ["host", "remove", "eu1-a", "--lost", "--yes"],
+        ["host", "resize", "eu1-a", "--workers", "6", "--yes"],
+        ["doctor", "prod"],
     ],
     ids=" ".join,
 )
@@ -149,6 +160,58 @@ def test_a_site_that_is_not_there_is_named() -> None:
     done = callfleet("plan", "nosuch")
     assert done.returncode == 1
     assert "inventories/nosuch.yml" in done.stderr
+
+
+def test_fleets_come_and_go_in_the_file(tmp_path: Path) -> None:
+    """An empty one is added and removed; one with hosts is refused, with what to do first."""
+    path = write_site(tmp_path, json.dumps(valid(), indent=1))
+    before = path.read_text()
+    done = callfleet("fleet", "add", "us1", "--site", str(path), "--public-name", "us1.acme.test")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Next: callfleet host add NAME ADDRESS --fleet us1" in done.stdout
+    assert callfleet("validate", str(path)).returncode == 0
+    assert callfleet("fleet", "add", "us1", "--site", str(path)).returncode == 1
+    assert callfleet("fleet", "remove", "us1", "--site", str(path)).returncode == 0
+    assert path.read_text() == before
+    full = callfleet("fleet", "remove", "eu1", "--site", str(path))
+    assert full.returncode == 1
+    assert "callfleet host remove a" in full.stderr
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["host", "remove", "nosuch"], "has no host nosuch"),
+        (["host", "remove", "front"], "Only hosts that carry calls and nothing else"),
+        (["host", "resize", "a", "--workers", "4"], "has 4 workers already"),
+        (["host", "resize", "a", "--workers", "400"], "at most 11 workers on this host"),
+        (["host", "add", "c", "10.1.0.13", "--fleet", "us1"], "callfleet fleet add us1"),
+        (["host", "add", "c", "10.1.0.11", "--fleet", "eu1"], "an address of its own for each host"),
+    ],
+)
+def test_what_the_site_forbids_is_refused_before_anything_connects(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    """In words, with the file as it was."""
+    path = write_site(tmp_path, json.dumps(valid(), indent=1))
+    before = path.read_text()
+    done = callfleet(*arguments, "--site", str(path), "--yes")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_text() == before
+
+
+def test_a_file_of_hosts_with_mistakes_is_told_as_a_whole(tmp_path: Path) -> None:
+    """Every mistake with its line; nothing is connected to."""
+    path = write_site(tmp_path, json.dumps(valid(), indent=1))
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text("hosts:\n  c: {address: nowhere, fleet: eu1}\n  d: {fleet: eu1, colour: red}\n")
+    done = callfleet("host", "add", "--file", str(hosts), "--site", str(path), "--yes")
+    assert done.returncode == 1
+    for part in ("hosts.c.address", "hosts.d.address", "hosts.d.colour", "hosts.yml:2"):
+        assert part in done.stderr
 
 
 @pytest.mark.parametrize("garbage", ["", "{", "[]", "5"])

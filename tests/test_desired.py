@@ -26,6 +26,7 @@ from site_files import REPOSITORY, valid, valid_release, write_site
 from callfleet.actual import Actual, Unknown
 from callfleet.desired import expected_host
 from callfleet.desired.firewall import rules
+from callfleet.desired.mark import registered_urls
 from callfleet.desired.registration import core_fleet
 from callfleet.errors import CallfleetError
 from callfleet.expected import (
@@ -751,6 +752,38 @@ def test_the_mark_names_who_is_registered_through_it(site: Site) -> None:
         mark = json.loads(files(state)["/etc/callfleet/site.json"].content)
         assert (mark["registered"], mark["host"], mark["release"]) == (registered, host, "2026.11.20")
     assert "registered" not in json.loads(files(expected(site, "a"))["/etc/callfleet/site.json"].content)
+
+
+def test_a_host_that_left_takes_its_url_along(site: Site) -> None:
+    """The app host's mark names the URLs that we registered; one that somebody else listed stays."""
+    mark = json.loads(files(expected(site, "app"))["/etc/callfleet/site.json"].content)
+    assert mark["urls"] == ["https://a.acme.test", "https://b.acme.test"]
+    gone = "https://gone.acme.test"
+    assert registered_urls(Actual(site={"urls": [gone]})) == {gone}
+    assert registered_urls(Actual(site=Unknown("x"))) == registered_urls(Actual(site=None)) == frozenset()
+    made = context(site, "app")
+    current = ("https://foreign.test", gone)
+    assert gone in core_fleet(made, current)
+    assert core_fleet(made, current, frozenset({gone})) == ("https://foreign.test", *site.fleet_urls)
+
+
+def test_a_worker_is_not_made_anew_because_another_host_comes(tmp_path: Path) -> None:
+    """Static names and entries of other fleet hosts are not part of it; the API's name and its own are."""
+
+    def names(data: dict[str, Any]) -> None:
+        data["names"] = {"api.acme.test": "10.1.0.3", "a.acme.test": "10.1.0.11"}
+
+    def third(data: dict[str, Any]) -> None:
+        names(data)
+        data["names"]["c.acme.test"] = "10.1.0.13"
+        data["fleets"]["eu1"]["hosts"]["c"] = {"address": "10.1.0.13"}
+        data["tls"]["internal"]["hosts"]["c"] = "file:c.pem"
+
+    before, after = (
+        next(item for item in expected(made(tmp_path / name, edit), "a").items() if isinstance(item, Stack))
+        for name, edit in (("before", names), ("after", third))
+    )
+    assert before.config == after.config
 
 
 def test_contexts_hide_what_can_read_secrets(site: Site) -> None:

@@ -53,6 +53,14 @@ def state() -> Iterator[State]:
     disconnect_all(made)
 
 
+def test_a_run_about_some_concerns_plans_no_other() -> None:
+    """Unrelated drift is left to an apply."""
+    made = expected(load_site(REPOSITORY / "inventories/prod.yml"), "calls-1")
+    part = adapter._part(made, frozenset({"front", "mark"}))
+    assert [concern.name for concern in part.concerns] == ["front", "mark"]
+    assert adapter._part(made, None) is made
+
+
 def test_the_version_is_the_one_that_is_pinned_here() -> None:
     """Version 4 moves to asyncio; another minor version has other internals."""
     assert metadata.version("pyinfra").startswith("3.10.")

@@ -121,7 +121,6 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "role fleet": (put("hosts.front.roles", ["fleet"]), "hosts.front.roles", "under fleets"),
     "role twice": (put("hosts.front.roles", ["ingress", "ingress"]), "hosts.front.roles", "Entry 2"),
     "two app hosts": (put("hosts.front.roles", ["ingress", "app"]), "hosts.app.roles", "a second one beside front"),
-    "fleet without hosts": (put("fleets.us1", {"hosts": {}}), "fleets.us1.hosts", "at least one host"),
     "ingress without a fleet": (put("fleets", {}), "hosts.front.roles", "a fleet host to pass calls to"),
     "ingress name without ingress": (
         lambda s: (put("ingress.public_name", "c.acme.test")(s), cut("hosts.front")(s)),

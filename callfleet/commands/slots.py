@@ -20,7 +20,7 @@ from callfleet.pyinfra_session import Session, limited
 from callfleet.site import Site
 
 LOOK_SECONDS = 1.0
-OUT_OF_SERVICE = ("drained", "dead")
+OUT_OF_SERVICE = ("drained", "dead", "unpublished")
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,11 @@ class Slot:
         return f"{self.host} slot {self.number}: {self.state}, calls {calls}"
 
 
-@click.group()
-def host() -> None:
-    """Hosts and their slots: take them out of service and back.
-
-    \b
-    callfleet host drain eu1-a              no new call; returns once the last one has ended
-    callfleet host ready eu1-a              calls again
-    """
-
-
 slot_option = click.option("--slot", "slots", type=int, multiple=True, metavar="N", help="Only this slot; repeatable.")
 TARGET = click.argument("target")
 
 
-@host.command()
+@click.command()
 @TARGET
 @site_option
 @slot_option
@@ -100,7 +90,7 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     sys.exit(code)
 
 
-@host.command()
+@click.command()
 @TARGET
 @site_option
 @slot_option

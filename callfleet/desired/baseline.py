@@ -5,6 +5,7 @@ from __future__ import annotations
 from callfleet.actual import Actual
 from callfleet.desired.context import Context
 from callfleet.expected import Concern, Directory, File, Package, Requirement, Unit
+from callfleet.site import Host, Site
 from callfleet.templates import verbatim
 
 PACKAGES = ("ca-certificates", "curl", "iproute2", "nftables", "procps", "python3")
@@ -34,13 +35,19 @@ def concern(context: Context, actual: Actual | None) -> Concern:
 
 
 def _system(context: Context) -> Requirement:
+    """Only systems that are known to bring what callfleet builds on."""
+    native_proxy = bool(context.host.roles & {"ingress", "app"})
+    hint = "" if native_proxy else "Older ones have no Compose 2: set docker.source to docker."
+    known = systems(context.site, context.host)
+    return Requirement("system", "os", known, hint if len(known) == 1 else "")
+
+
+def systems(site: Site, host: Host) -> tuple[str, ...]:
     """Which systems a host may run. The proxies need HAProxy 3.0 and the stacks Compose 2: Debian 13 brings both.
 
     A host that only carries calls may get Docker from Docker's own repository, and its proxy comes in a container; that
     is written from the distributions' documentation, and untested.
     """
-    native_proxy = bool(context.host.roles & {"ingress", "app"})
-    if context.site.docker.source == "docker" and not native_proxy:
-        return Requirement("system", "os", ("debian 13", "debian 12", "ubuntu 24.04", "ubuntu 22.04"))
-    hint = "" if native_proxy else "Older ones have no Compose 2: set docker.source to docker."
-    return Requirement("system", "os", ("debian 13",), hint)
+    if site.docker.source == "docker" and not host.roles & {"ingress", "app"}:
+        return ("debian 13", "debian 12", "ubuntu 24.04", "ubuntu 22.04")
+    return ("debian 13",)

@@ -62,6 +62,7 @@ def concern(context: Context, actual: Actual | None) -> Concern | None:
                 "master_socket": f"{run}/proxy/master.sock",
                 "container_config": "/usr/local/etc/haproxy/haproxy.cfg",
             },
+            "outbox": {"directory": f"{state}/outbox", "pattern": site.brand.outbox},
             "health": {
                 "path": site.brand.health.path,
                 "calls_field": site.brand.health.calls_field,
@@ -217,6 +218,8 @@ def _worker(context: Context, n: int, run: str, state: str) -> Service:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
     }
-    if site.names:
-        spec["extra_hosts"] = [f"{name}:{address}" for name, address in sorted(site.names.items())]
+    # Without the other fleet hosts: a worker does not call them, and must not be recreated because one comes or goes.
+    others = {one.public_name for one in site.fleet_hosts if one.name != context.host.name}
+    if names := {name: address for name, address in site.names.items() if name not in others}:
+        spec["extra_hosts"] = [f"{name}:{address}" for name, address in sorted(names.items())]
     return Service("slot", spec, secrets=secrets, made_from=made_from)

@@ -1,6 +1,7 @@
 """Outbound registration: the API's fleet list and the Dialler's. The inbound one is the ingress configuration.
 
-Only hosts whose canary call succeeded are registered. URLs in the API's list that are not this site's are kept.
+Only hosts whose canary call succeeded are registered. URLs in the API's list that are not ours are kept: ours are the
+declared hosts' and those that the mark names, so that a host which left takes its URL along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shlex
 from callfleet.actual import Actual, ApiRequest
 from callfleet.desired import app
 from callfleet.desired.context import Context
+from callfleet.desired.mark import registered_urls
 from callfleet.expected import Command, Concern
 
 
@@ -23,9 +25,12 @@ def api_request(context: Context) -> ApiRequest:
     )
 
 
-def core_fleet(context: Context, current: tuple[str, ...]) -> tuple[str, ...]:
-    """The list as it must be: what is not ours stays first and in its order, ours follow as the site file has them."""
-    ours = set(context.site.fleet_urls)
+def core_fleet(context: Context, current: tuple[str, ...], registered: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The list as it must be: what is not ours stays first and in its order, ours follow as the site file has them.
+
+    `registered`: the URLs that we registered earlier.
+    """
+    ours = registered | set(context.site.fleet_urls)
     wanted = tuple(str(host.url) for host in context.registered_hosts)
     return tuple(url for url in current if url.rstrip("/") not in ours) + wanted
 
@@ -36,7 +41,7 @@ def outbound_api(context: Context, actual: Actual | None) -> Concern | None:
         return None
     request = api_request(context)
     current = actual.core_fleet if actual is not None and isinstance(actual.core_fleet, tuple) else ()
-    wanted = core_fleet(context, current)
+    wanted = core_fleet(context, current, registered_urls(actual))
     # Quoted: the list has URLs that are not ours, and they may hold anything.
     body = shlex.quote(json.dumps({"core_fleet": list(wanted)}))
     # The list is read again on the host and refused when it moved: PUT replaces the whole list.

@@ -86,6 +86,11 @@ def drain(run: Run, options: argparse.Namespace) -> None:
     for n in numbers:
         declare(run.stack, n, options.reason)
         run.event(run.stack.service_of(n), "drain declared", options.reason)
+    if not options.slots:
+        # Slots beyond the wanted number may still be on a call.
+        for n in sorted(set(observe(run.stack, run.docker)) - set(numbers)):
+            declare(run.stack, n, options.reason)
+            numbers.append(n)
     until = time.monotonic() + options.wait
     while True:
         seen = observe(run.stack, run.docker, numbers)
@@ -100,7 +105,7 @@ def drain(run: Run, options: argparse.Namespace) -> None:
 def ready(run: Run, options: argparse.Namespace) -> None:
     """End declared drains and publish what may be; the rest is left to the keeper or the run that holds the lock."""
     check_fence(run.stack, run.fence)
-    numbers = options.slots or list(run.stack.numbers)
+    numbers = options.slots or sorted(observe(run.stack, run.docker))
     ended = {n for n in numbers if undeclare(run.stack, n)}
     reasons = {}
     try:

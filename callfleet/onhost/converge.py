@@ -88,15 +88,14 @@ def swap_changed(run: Run, until: float) -> None:
 
 
 def remove_surplus(run: Run) -> None:
-    """Slots beyond the wanted number go when they carry nothing."""
+    """Slots beyond the wanted number go when they carry nothing and their results are delivered."""
     slots, steps = look(run)
     for n in of(steps, Step.REMOVE):
         service = run.stack.service_of(n)
         try:
-            gone = slots[n].word not in (Word.ON_A_CALL, Word.UNKNOWN) and remove(run, n)
-            run.settle(service, *(
-                (Outcome.CHANGED, "removed") if gone else (Outcome.PENDING, f"not removed, {describe(slots[n])}")
-            ))  # fmt: skip
+            busy = slots[n].word in (Word.ON_A_CALL, Word.UNKNOWN)
+            why = describe(slots[n]) if busy else remove(run, n)
+            run.settle(service, *((Outcome.PENDING, f"not removed, {why}") if why else (Outcome.CHANGED, "removed")))
         except SlotError as error:
             run.settle(service, Outcome.FAILED, str(error))
             run.guard()

@@ -61,6 +61,7 @@ class Keeper:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.docker = Docker(stack)
+        self.described = _written(stack)
         self.stopping = threading.Event()
         self.pauses: dict[int, tuple[sockets.Identity, float, float]] = {}
         """Slot -> its socket, when to look again (monotonic), how long the last pause was."""
@@ -77,6 +78,9 @@ class Keeper:
                 print(f"keeper: {error}", flush=True)
 
     def round(self) -> None:
+        if (written := _written(self.stack)) != self.described:
+            self.described = written
+            self.reload()
         now = time.monotonic()
         thorough = now - self.probed >= PROBE_SECONDS
         if thorough:
@@ -94,6 +98,11 @@ class Keeper:
                     self.publish(due, now)
         except Busy:
             return
+
+    def reload(self) -> None:
+        """Labels and the number of slots may be new."""
+        self.stack = load(self.stack.name, self.stack.root)
+        self.docker = Docker(self.stack)
 
     def is_settled(self, n: int) -> bool:
         """Its public name leads to its present socket: the usual case, told with as little work as can be."""
@@ -127,9 +136,9 @@ class Keeper:
         return known is None or known[0] != own or now >= known[1]
 
     def publish(self, due: set[int], now: float) -> None:
+        self.reload()
         prepare(self.stack)
-        self.stack = load(self.stack.name, self.stack.root)  # the labels and the number of slots may be new
-        self.docker = Docker(self.stack)
+        due &= set(self.stack.numbers)
         reasons = publish_ready(self.stack, self.docker, due)
         for n in due:
             own = sockets.identity(self.stack.own_socket(n))
@@ -143,6 +152,14 @@ class Keeper:
                 self.pauses.pop(n, None)
                 if n not in reasons:
                     print(f"keeper: {self.stack.service_of(n)}: published", flush=True)
+
+
+def _written(stack: Stack) -> int:
+    """When the stack's description was written, in nanoseconds; 0 when it is not there."""
+    try:
+        return os.stat(stack.root / "opt/stacks" / stack.name / "stack.json").st_mtime_ns  # noqa: PTH116 - every round
+    except OSError:
+        return 0
 
 
 def _tell_systemd(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -73,6 +74,19 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class Outbox:
+    """Where all workers of the host keep call results until the API has them, and which files there are such."""
+
+    directory: Path
+    pattern: str
+
+    def waiting(self) -> set[str]:
+        """Names of the results that are not delivered. OSError when the folder cannot be read."""
+        found = self.directory.iterdir() if self.directory.exists() else ()
+        return {path.name for path in found if fnmatch.fnmatch(path.name, self.pattern)}
+
+
+@dataclass(frozen=True)
 class Limits:
     """Times in seconds; `max_out` is how many slots may be out of service at once during swaps.
 
@@ -104,6 +118,7 @@ class Stack:
     config: dict[str, str]
     worker_config: str | None
     proxy: Proxy | None
+    outbox: Outbox | None = None
     health: Health = field(default_factory=Health)
     canary: Canary = field(default_factory=Canary)
     limits: Limits = field(default_factory=Limits)
@@ -224,6 +239,7 @@ class _Reader:
             config={key: self.get(config, key, str, "config") for key in config},
             worker_config=top.get("worker_config"),
             proxy=self.proxy(name, top["proxy"]) if top.get("proxy") else None,
+            outbox=self.outbox(top["outbox"]) if top.get("outbox") else None,
             health=self.plain(Health, top.get("health", {}), "health"),
             canary=self.plain(Canary, top.get("canary", {}), "canary"),
             limits=self.plain(Limits, top.get("limits", {}), "limits"),
@@ -258,6 +274,11 @@ class _Reader:
             container_config=self.get(table, "container_config", str, "proxy", "/usr/local/etc/haproxy/haproxy.cfg"),
             config=self.below(self.get(table, "config", str, "proxy")) if "config" in table else None,
         )
+
+    def outbox(self, value: Any) -> Outbox:
+        table = self.table(value, "outbox")
+        directory = self.below(self.get(table, "directory", str, "outbox"))
+        return Outbox(directory, self.get(table, "pattern", str, "outbox"))
 
     def plain(self, kind: type[T], value: Any, at: str) -> T:
         """A dataclass of numbers, strings and flags; unknown keys are left to newer versions."""

@@ -117,12 +117,20 @@ def stop_worker(run: Run, slot: Slot) -> None:
     sockets.remove_dead(stack, slot.n)
 
 
-def remove(run: Run, n: int) -> bool:
-    """Take a slot away that is no longer wanted. False when it is busy; it serves on."""
+def remove(run: Run, n: int) -> str:
+    """Take a slot away that is no longer wanted. Why it is left as it is, empty when it is gone.
+
+    Its worker may be the only one that delivers the results of its calls, so it stays until those have gone that wait
+    once it is free.
+    """
     run.guard()
+    published = observe(run.stack, run.docker, [n])[n].seen.published
     slot = withdraw_proven(run, n, "no longer wanted")
     if slot is None:
-        return False
+        return describe(observe(run.stack, run.docker, [n])[n])
+    if slot.seen.process is Process.RUNNING and (left := _undelivered(run)):
+        put_back(run, slot, published)
+        return f"{left} call results wait in the outbox"
     mark(run.stack, n, "stopping", slot.container)
     stop_worker(run, slot)
     for container in run.docker.containers().get(run.stack.service_of(n), []):
@@ -131,7 +139,17 @@ def remove(run: Run, n: int) -> bool:
         run.docker.remove(container)
     forget(run.stack, n)
     run.changed(run.stack.service_of(n), "removed")
-    return True
+    return ""
+
+
+def _undelivered(run: Run) -> int:
+    """How many of the results that wait now still wait a little later; one that does not leave may be this slot's."""
+    outbox = run.stack.outbox
+    if outbox is None:
+        return 0
+    before = outbox.waiting()
+    run.wait_for(lambda: not before & outbox.waiting(), run.stack.limits.settle_seconds)
+    return len(before & outbox.waiting())
 
 
 def describe(slot: Slot) -> str:

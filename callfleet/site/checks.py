@@ -43,11 +43,8 @@ def _site(site: Site, document: Document) -> Iterator[Problem]:
             ("site",), f'"{stem}", as the file is called', got=f'"{site.name}"',
             hint="Hosts are marked with the site's name: a copied file must not claim another site's hosts.",
         )  # fmt: skip
-    if not site.hosts and not site.fleets:
+    if not site.hosts:
         yield document.problem((), "at least one host, under `fleets` or `hosts`", got="none")
-    for fleet in site.fleets:
-        if not fleet.hosts:
-            yield document.problem(("fleets", fleet.name, "hosts"), "at least one host in the fleet", got="none")
 
 
 def _names(site: Site, document: Document) -> Iterator[Problem]:

@@ -68,6 +68,7 @@ class Brand(Strict):
     worker_env_prefix: Text
     secret_header: Text
     dialler_quiet: DiallerQuiet
+    outbox: Text
     services: BrandServices
     images: BrandImages
     health: BrandHealth

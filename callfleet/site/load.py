@@ -16,15 +16,16 @@ from callfleet.site.schema import FORMAT, FleetHostEntry, HostEntry, SiteFile
 _T = TypeVar("_T")
 
 
-def load_site(path: Path | str) -> Site:
+def load_site(path: Path | str, text: str | None = None) -> Site:
     """The site of a `.yml` file, checked as a whole with its release file and group_data.
 
-    Raises SiteError with every mistake found. Connects to nothing and resolves no secret.
+    With `text`, the site that the file would be with that content. Raises SiteError with every mistake found. Connects
+    to nothing and resolves no secret.
     """
     file = Path(path)
     if not file.is_file():
         raise SiteError([Problem(file, "", "a site file", got="no such file", hint=_missing_hint(file))])
-    document = read(file)
+    document = read(file, text)
     if problem := version_problem(document, "callfleet", FORMAT):
         raise SiteError([*document.problems, problem])
     declared = validate(document, SiteFile)

@@ -188,6 +188,33 @@ def test_fewer_slots_removes_the_idle_and_leaves_the_busy(up: Host) -> None:
     assert not up.was_cut()
 
 
+def test_a_surplus_slot_stays_until_its_results_are_delivered(up: Host) -> None:
+    """They may be its own, and only it would deliver them. What comes later is its siblings' and holds up nobody."""
+    outbox = up.root / "var/outbox"
+    outbox.mkdir(parents=True)
+    (outbox / "3--a.json").write_text("{}")
+    (outbox / "events.jsonl").write_text("")
+    more = {"outbox": {"directory": "/var/outbox", "pattern": "*.json"}, "limits": {"settle_seconds": 1.0}}
+    up.declare(slots=2, label="a", **more)
+    assert up.slotctl("converge") == 3
+    assert up.published() == [1, 2, 3]
+    (outbox / "3--a.json").rename(outbox / "1--b.json.part")
+    assert up.slotctl("converge") == 0
+    assert up.published() == [1, 2]
+
+
+def test_a_drain_holds_a_surplus_slot_too(up: Host) -> None:
+    """It may be on a call: a host that leaves waits for it, and it takes none again."""
+    with up.call(3):
+        up.declare(slots=2, label="a")
+        assert up.slotctl("converge") == 3
+        assert up.slotctl("drain") == 3
+        assert up.states() == {1: "drained", 2: "drained", 3: "draining"}
+    assert up.slotctl("drain", "--wait", "60") == 0
+    assert up.slotctl("ready") == 0
+    assert up.published() == [1, 2]
+
+
 def test_more_slots_leaves_the_others_alone(up: Host) -> None:
     """New slots start beside the old ones and see their siblings."""
     pids = {service: up.pid(service) for service in up.labels()}

@@ -90,6 +90,21 @@ def test_the_keeper_publishes_a_restarted_worker(up: Host) -> None:
     assert up.states()[1] == "idle"
 
 
+def test_the_keeper_follows_the_number_of_slots(up: Host) -> None:
+    """A worker that came with a resize is published again after a crash by the keeper that ran before it."""
+    keeper = Keeper(up.stack)
+    keeper.round()
+    up.declare(slots=3, label="a")
+    assert up.slotctl("converge") == 0
+    up.kill("worker-3")
+    keeper.docker.start(["worker-3"], recreate=False)
+    wait_until(lambda: up.listens(3))
+    wait_until(lambda: keeper.round() is None and up.states()[3] == "idle")
+    up.declare(slots=2, label="a")
+    keeper.round()
+    assert list(keeper.stack.numbers) == [1, 2]
+
+
 def test_the_keeper_does_not_publish_what_was_never_tried(up: Host) -> None:
     """A label that never passed a canary call waits for a converge, however healthy the worker looks."""
     up.declare(slots=2, label="b", mode="bad-canary")
