@@ -142,9 +142,10 @@ class Session:
         return self.each(look)
 
     def forget(self) -> None:
-        """The next look probes again."""
+        """The next look probes again; a host that did not answer may answer then."""
         for host in self.hosts:
-            run_of(host).snapshot = None
+            run = run_of(host)
+            run.snapshot, run.error = None, ""
 
     # Acting
 
