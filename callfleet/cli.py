@@ -17,10 +17,12 @@ click.UsageError.exit_code = USAGE_ERROR
 
 VERBS = {
     "apply": "callfleet.commands.plan:apply",
+    "exec": "callfleet.commands.remote:exec_",
     "explain": "callfleet.commands.status:explain",
     "history": "callfleet.commands.history:history",
     "host": "callfleet.commands.slots:host",
     "lab": "lab.cli:lab",
+    "logs": "callfleet.commands.remote:logs",
     "status": "callfleet.commands.status:status",
     "plan": "callfleet.commands.plan:plan",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,11 +29,12 @@ from callfleet.expected import File
 from callfleet.inventory import groups, refuse_unedited, refuse_unusable
 from callfleet.plan import HostPlan, Word
 from callfleet.pyinfra_adapter import decide, run_of, snapshot
-from callfleet.pyinfra_remote import ask, read_files, release_all, run_record
+from callfleet.pyinfra_remote import StepError, ask, read_files, release_all, run_record, stream
 from callfleet.site import Site
 from callfleet.templates import ROOT
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass
@@ -122,6 +123,23 @@ class Session:
         found = next(one for one in self.hosts if one.name == host)
         with ctx_host.use(found):
             return ask(found, script)
+
+    def stream(self, jobs: Mapping[K, tuple[str, str, Callable[[int, bytes], None]]]) -> dict[K, int | StepError]:
+        """Run scripts (host, script, who hears it) all at once, to their ends; exit codes, or why there is none."""
+        hosts = {host.name: host for host in self.hosts}
+
+        def there(name: str, script: str, heard: Callable[[int, bytes], None]) -> int | StepError:
+            if name not in hosts:
+                return StepError(f"not reached: {self.unreached.get(name, 'it failed')}")
+            try:
+                with ctx_host.use(hosts[name]):
+                    return stream(hosts[name], script, heard)
+            except StepError as error:
+                return error
+
+        running = {key: gevent.spawn(there, *job) for key, job in jobs.items()}
+        gevent.joinall(list(running.values()), raise_error=True)
+        return {key: job.value for key, job in running.items()}
 
     # Looking
 
