@@ -124,7 +124,7 @@ def _connections(stat: str) -> int | None:
     if not stat.startswith("# "):
         return None
     rows = csv.DictReader(stat.removeprefix("# ").splitlines())
-    return sum(int(row["scur"] or 0) for row in rows if row["svname"] == "FRONTEND")
+    return sum(int(row["scur"] or 0) for row in rows if row["svname"] == "FRONTEND" and row["pxname"] != "metrics")
 
 
 _AGE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")

@@ -157,7 +157,7 @@ def whole(found: dict[str, Any]) -> Group:
 
 def draw(found: dict[str, Any]) -> Table:
     """One line a host."""
-    made = table("host", "roles", "release", "slots", "calls", "changes", "proxy", "certificate", "memory", "disk")
+    made = table("host", "roles", "release", "slots", "calls", "changes", "reloads", "cert.", "memory", "disk")
     for host in found["hosts"]:
         counts = {state: sum(slot["state"] == state for slot in host["slots"]) for state in STATES}
         slots = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -190,8 +190,7 @@ def proxy(one: dict[str, Any]) -> str:
     """A proxy's generations: how often it was reloaded, and what older processes still carry."""
     if not one["running"]:
         return "?" if one["running"] is None else "not running"
-    reloads = "?" if one["reloads"] is None else one["reloads"]
-    said = f"{reloads} reload{'' if reloads == 1 else 's'}"
+    said = "?" if one["reloads"] is None else str(one["reloads"])
     for former in one["old"] or ():
         carried = "?" if former["connections"] is None else former["connections"]
         said += f"\nolder: {carried} connections"
@@ -201,7 +200,7 @@ def proxy(one: dict[str, Any]) -> str:
 def least(certificates: list[dict[str, Any]]) -> str:
     """Days that are left of the certificate that ends first."""
     days = [one["days"] for one in certificates if one["days"] is not None]
-    return f"{min(days)} days" if days else "-"
+    return f"{min(days)} d" if days else "-"
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
@@ -219,4 +218,4 @@ def summary(found: dict[str, Any]) -> str:
 
 def gigabytes(size: int | None) -> str:
     """Bytes for people."""
-    return "?" if size is None else f"{size / 1024**3:.1f} GiB"
+    return "?" if size is None else f"{size / 1024**3:.1f}G"

@@ -660,7 +660,7 @@ def test_a_proxy_tells_its_servers_processes_and_configuration(tmp_path: Path) -
         (18300, "worker", True),
     ]
     # What one process does not tell is not known, and takes nothing else down.
-    assert [p.connections for p in processes] == [None, 4, None]
+    assert [p.connections for p in processes] == [None, 3, None]
     assert [p.ages for p in processes] == [{}, {("workers", "w1"): 182}, {("workers", "w2"): 93600}]
     assert actual.proxy(str(none)) is None
 
