@@ -259,12 +259,18 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class ProxyProcess:
-    """One process under a master: ``role`` master or worker; ``old`` workers only finish what they still carry."""
+    """One process under a master: ``role`` master or worker; ``old`` workers only finish what they still carry.
+
+    ``connections``: what its frontends carry, ``None`` where it did not say. ``ages``: seconds of the oldest session by
+    backend and server, where sessions were asked for.
+    """
 
     pid: int
     role: str
     reloads: int
     old: bool
+    connections: int | None = None
+    ages: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +296,15 @@ class ProbeRequest:
 
     Paths are absolute and normalised; names are literal, never patterns. ``listed``: directories of ours whose whole
     content is listed (metadata, no hashes). ``contents``: small files that are read whole; never one with a secret,
-    as answers are shown in debug output. ``haproxy_certificates``: `cert PATH` or `ca-file PATH`, asked of every
-    proxy. ``nft_table``: family and name. Raises ValueError, naming the value, for
+    as answers are shown in debug output. ``certificates``: files of which only the first certificate is read, never a
+    key. ``haproxy_certificates``: `cert PATH` or `ca-file PATH`, asked of every proxy. ``haproxy_sessions``: those of
+    ``haproxy_master`` whose sessions are read. ``nft_table``: family and name. Raises ValueError, naming the value, for
     anything else.
     """
 
     files: tuple[str, ...] = ()
     contents: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -304,11 +312,13 @@ class ProbeRequest:
     haproxy_admin: tuple[str, ...] = ()
     haproxy_master: tuple[str, ...] = ()
     haproxy_certificates: tuple[str, ...] = ()
+    haproxy_sessions: tuple[str, ...] = ()
     nft_table: str = "inet callfleet"
     api: ApiRequest | None = None
 
     def __post_init__(self) -> None:
-        for path in (*self.files, *self.contents, *self.listed, *self.haproxy_admin, *self.haproxy_master):
+        paths = (*self.files, *self.contents, *self.certificates, *self.listed)
+        for path in (*paths, *self.haproxy_admin, *self.haproxy_master, *self.haproxy_sessions):
             _require_path(path)
         for noun, pattern, values in (
             ("unit", r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.[a-z]+", self.units),
@@ -347,6 +357,8 @@ class Actual:
     clock: Clock | Unknown = Unknown("not probed")
     files: Mapping[str, FileState | Unknown | None] | Unknown = Unknown("not probed")
     contents: Mapping[str, bytes | Unknown | None] | Unknown = Unknown("not probed")
+    certificates: Mapping[str, bytes | Unknown | None] | Unknown = Unknown("not probed")
+    """The first certificate of each file as PEM; empty where it has none."""
     listings: Mapping[str, Mapping[str, FileState] | Unknown | None] | Unknown = Unknown("not probed")
     packages: Mapping[str, PackageState | None] | Unknown = Unknown("not probed")
     units: Mapping[str, UnitState | None] | Unknown = Unknown("not probed")

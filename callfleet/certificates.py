@@ -157,6 +157,29 @@ def authority_findings(content: bytes, now: datetime) -> Iterator[Finding]:
         yield from _dates(certificates[0], now)
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a certificate on a host says of itself: who it is for, and until when it is valid (unix seconds)."""
+
+    name: str
+    until: int
+
+
+def served(pem: bytes) -> Served | None:
+    """The certificate in a PEM; None where it is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        try:
+            alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            names = alternative.get_values_for_type(x509.DNSName)
+        except x509.ExtensionNotFound:
+            names = []
+        name = ", ".join(names) or _common_name(certificate)
+        return Served(name if name.isprintable() else "", int(certificate.not_valid_after_utc.timestamp()))
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
 def _parsed(content: bytes, expected: str) -> tuple[list[x509.Certificate], list[PrivateKeyTypes]] | Finding:
     """The certificates and keys of a PEM in their order, or why it cannot be read."""
     if not content.strip():

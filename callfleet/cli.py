@@ -18,11 +18,13 @@ click.UsageError.exit_code = USAGE_ERROR
 VERBS = {
     "apply": "callfleet.commands.plan:apply",
     "doctor": "callfleet.commands.doctor:doctor",
+    "exec": "callfleet.commands.remote:exec_",
     "explain": "callfleet.commands.status:explain",
     "fleet": "callfleet.commands.fleets:fleet",
     "history": "callfleet.commands.history:history",
     "host": "callfleet.commands.hosts:host",
     "lab": "lab.cli:lab",
+    "logs": "callfleet.commands.remote:logs",
     "plan": "callfleet.commands.plan:plan",
     "status": "callfleet.commands.status:status",
 }

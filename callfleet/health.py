@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from callfleet.actual import Actual, Slot, SlotWord, Unknown
+from callfleet.actual import Actual, Container, Proxy, Slot, SlotWord, Unknown
+from callfleet.certificates import served
+from callfleet.desired.ingress import ADMIN_SOCKET, MASTER_SOCKET
 from callfleet.plan import Word
 from callfleet.report import Looked, waits
 from callfleet.site import Host, Site
 
 SCHEMA = 1
+ENDING_DAYS = 21
+"""A certificate that has fewer days left is worth a note."""
+CALL_BACKENDS = ("workers", "dispatch", "dispatch_full")
+"""Backends of the host proxy whose connections are calls."""
 
 
 def document(site: Site, hosts: Iterable[Looked], unreached: Mapping[str, str]) -> dict[str, Any]:
@@ -50,7 +58,10 @@ def _host(site: Site, one: Looked) -> dict[str, Any]:
         "blocked": [str(change) for change in changes if change.word is Word.BLOCKED],
         "memory": _memory(actual),
         "disk": _disk(actual),
-        "notes": list(_notes(host, one)),
+        "proxies": list(_proxies(actual)),
+        "certificates": (certificates := list(_certificates(actual))),
+        "services": (services := list(_services(site, actual))),
+        "notes": [*_notes(host, one), *_ending(certificates), *_unreleased(services, site)],
     }
 
 
@@ -63,11 +74,21 @@ def _away(host: Host, why: str) -> dict[str, Any]:
         "fleet": host.fleet,
         "reached": False,
         "slots": [
-            {"slot": number, "state": "unknown", "calls": None, "drained": None, "why": "its host is not reached"}
+            {
+                "slot": number,
+                "state": "unknown",
+                "calls": None,
+                "age": None,
+                "drained": None,
+                "why": "its host is not reached",
+            }
             for number in range(1, host.workers + 1)
         ],
         "waiting": 0,
         "blocked": [],
+        "proxies": [],
+        "certificates": [],
+        "services": [],
         "notes": [f"not reached: {why}"],
     } | empty
 
@@ -75,13 +96,14 @@ def _away(host: Host, why: str) -> dict[str, Any]:
 def _slots(site: Site, actual: Actual) -> Iterator[dict[str, Any]]:
     stack = site.brand.stack
     found = actual.stack_slots(stack) if isinstance(actual.slots, Unknown) or stack in actual.slots else None
-    drains = actual.drains(stack)
+    drains, ages = actual.drains(stack), _ages(actual, stack)
     for slot in () if found is None or isinstance(found, Unknown) else found:
         drained = None if isinstance(drains, Unknown) else drains.get(str(slot.number))
         yield {
             "slot": slot.number,
             "state": str(slot.word),
             "calls": slot.calls,
+            "age": ages.get(slot.number) if slot.calls else None,
             "drained": drained,
             "why": _why(slot, drained),
         }
@@ -101,6 +123,126 @@ def _why(slot: Slot, drained: Mapping[str, Any] | None) -> str:
         SlotWord.UNPUBLISHED: "it has not passed its canary call; the next apply tries it",
         SlotWord.UNKNOWN: f"unknown, which counts as busy: {slot.why or 'no clear answer'}",
     }[slot.word]
+
+
+def _ages(actual: Actual, stack: str) -> dict[int, int]:
+    """Seconds since when the host proxy carries each slot's call. A background call has no connection, and no age."""
+    ages: dict[int, int] = {}
+    processes = actual.processes(f"/run/{stack}/proxy/master.sock")
+    for process in () if processes is None or isinstance(processes, Unknown) else processes:
+        for (backend, server), seconds in process.ages.items():
+            if backend in CALL_BACKENDS and server[:1] == "w" and server[1:].isdigit():
+                ages[int(server[1:])] = max(seconds, ages.get(int(server[1:]), 0))
+    return ages
+
+
+def _proxies(actual: Actual) -> Iterator[dict[str, Any]]:
+    """Each proxy, how often it was reloaded, and the processes that only finish what they carried before."""
+    proxies = {} if isinstance(actual.proxies, Unknown) else actual.proxies
+    for socket, proxy in proxies.items():
+        stack = "" if socket == ADMIN_SOCKET else socket.split("/")[2]
+        processes = actual.processes(MASTER_SOCKET if not stack else socket.replace("admin.sock", "master.sock"))
+        known = proxy if isinstance(proxy, Proxy) else None
+        value: dict[str, Any] = {
+            "name": f"{stack} proxy" if stack else "front",
+            "running": None if isinstance(proxy, Unknown) else known is not None,
+            "version": known and known.version,
+            "since": known and _moment(known.started),
+            "connections": None,
+            "reloads": None,
+            "old": None,
+        }
+        if processes is not None and not isinstance(processes, Unknown):
+            present = [one.connections for one in processes if one.role == "worker" and not one.old]
+            value["connections"] = None if None in present else sum(filter(None, present))
+            value["reloads"] = next((one.reloads for one in processes if one.role == "master"), None)
+            value["old"] = [
+                {"pid": one.pid, "connections": one.connections}
+                for one in processes
+                if one.old and one.role == "worker"
+            ]
+            value["old"] += [{"pid": one.pid, "connections": None} for one in _former(actual, stack)]
+        yield value
+
+
+def _former(actual: Actual, stack: str) -> list[Container]:
+    """Containers of a proxy that was turned over: they end with their last call, and cannot be asked any more."""
+    found = actual.stack_containers(stack) if stack else ()
+    containers = () if isinstance(found, Unknown) else found
+    return [
+        one for one in containers if one.service == "proxy" and one.state == "running" and one.restart_policy == "no"
+    ]
+
+
+def _certificates(actual: Actual) -> Iterator[dict[str, Any]]:
+    """Each certificate file that was laid down, as it lies on the host; days left by the host's own clock."""
+    if isinstance(actual.certificates, Unknown) or isinstance(actual.clock, Unknown):
+        return
+    for path, pem in actual.certificates.items():
+        value: dict[str, Any] = {"path": path, "name": None, "until": None, "days": None, "problem": ""}
+        if pem is None:
+            value["problem"] = "not there yet"
+        elif isinstance(pem, Unknown):
+            value["problem"] = f"could not be read: {pem.reason}"
+        elif (found := served(pem)) is None:
+            value["problem"] = "no certificate that can be read"
+        else:
+            value |= {
+                "name": found.name,
+                "until": _moment(found.until),
+                "days": (found.until - actual.clock.unix) // 86400,
+            }
+        yield value
+
+
+def _ending(certificates: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for one in certificates:
+        days = one["days"]
+        if days is not None and days < ENDING_DAYS:
+            said = f"ends in {days} days" if days >= 0 else "has expired"
+            yield f"the certificate of {one['name']} {said} ({one['path']})"
+
+
+def _services(site: Site, actual: Actual) -> Iterator[dict[str, Any]]:
+    """What runs, by service and image; workers of one image in one line. `released`: it is what the release pins."""
+    if isinstance(actual.containers, Unknown):
+        return
+    pins = {site.image(name): site.release.images[name] for name in site.required_images}
+    running = [one for one in actual.containers if one.stack is not None and one.state == "running"]
+    groups = Counter((str(one.stack), _base(one.service or one.name), one.image) for one in running)
+    versions = {one.image: one.labels.get("org.opencontainers.image.version") for one in running}
+    for (stack, service, image), count in sorted(groups.items()):
+        name, _, digest = image.partition("@")
+        tag = pins[image].tag if image in pins else versions[image]
+        if not digest and not tag:
+            tag = name.rpartition("/")[2].partition(":")[2] or None
+        yield {
+            "stack": stack,
+            "service": service,
+            "containers": count,
+            "image": name,
+            "tag": tag,
+            "digest": digest or None,
+            "released": image in pins,
+        }
+
+
+def _base(service: str) -> str:
+    return service.partition("-")[0] if re.fullmatch(r"worker-\d+", service) else service
+
+
+def _unreleased(services: Iterable[Mapping[str, Any]], site: Site) -> Iterator[str]:
+    for one in services:
+        if not one["released"]:
+            what = one["tag"] or (one["digest"] or "")[:19] or one["image"]
+            times = f" ({one['containers']} containers)" if one["containers"] > 1 else ""
+            name = f"{one['stack']}/{one['service']}{times}"
+            yield f"{name} runs {what}, which release {site.release.release} does not pin"
+
+
+def _moment(unix: int | None) -> str | None:
+    """Unix seconds as ISO 8601 in UTC."""
+    return None if unix is None else f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _memory(actual: Actual) -> dict[str, int] | None:

@@ -28,7 +28,7 @@ from callfleet import __version__
 from callfleet.actual import Actual, ProbeRequest, Unknown
 from callfleet.credentials import opened
 from callfleet.desired import Context, expected_host
-from callfleet.desired.ingress import ADMIN_SOCKET, CALLS
+from callfleet.desired.ingress import ADMIN_SOCKET, CALLS, MASTER_SOCKET
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
@@ -43,6 +43,7 @@ PROBE_SECONDS = 60.0
 CHECKED_SECONDS = 20.0  # until the ingress has checked a server that is new to it, several times
 STARTED_SECONDS = 20.0  # until a service that this run has just started can be asked
 SKEW_SECONDS = 30.0
+PEM = b"-----BEGIN CERTIFICATE-----"
 
 
 def _end_clearly_without_an_answer() -> None:
@@ -133,7 +134,10 @@ def _request(made: Context) -> ProbeRequest:
     stacks = tuple(item.name for item in items if isinstance(item, Stack))
     facts = [item.fact.partition(":") for item in items if isinstance(item, Command)]
     proxies = [argument.partition(":")[0] for kind, _, argument in facts if kind == "proxy"]
-    proxies += [f"/run/{item.name}/proxy/admin.sock" for item in items if isinstance(item, Stack) and item.proxy_config]
+    hosted = [f"/run/{item.name}/proxy" for item in items if isinstance(item, Stack) and item.proxy_config]
+    masters = [MASTER_SOCKET for socket in proxies if socket == ADMIN_SOCKET]
+    proxies += [f"{folder}/admin.sock" for folder in hosted]
+    sessions = tuple(f"{folder}/master.sock" for folder in hosted)
     return ProbeRequest(
         files=tuple(
             dict.fromkeys(
@@ -146,10 +150,15 @@ def _request(made: Context) -> ProbeRequest:
         units=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Unit))),
         packages=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Package))),
         stacks=stacks,
+        certificates=tuple(
+            dict.fromkeys(item.path for item in items if isinstance(item, File) and PEM in item.content)
+        ),
         haproxy_admin=tuple(dict.fromkeys(proxies)),
         haproxy_certificates=tuple(
             f"{one.kind} {one.path}" for item in items if isinstance(item, Runtime) for one in item.certificates
         ),
+        haproxy_master=(*dict.fromkeys(masters), *sessions),
+        haproxy_sessions=sessions,
         api=api_request(made) if "app" in made.host.roles else None,
     )
 

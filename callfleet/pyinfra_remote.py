@@ -20,11 +20,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import gevent
+from paramiko.ssh_exception import SSHException
 from pyinfra import logger
 from pyinfra.api import StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.host import Host as PyinfraHost
 from pyinfra.api.state import BaseStateCallback, State
+from pyinfra.connectors.util import make_unix_command_for_host
 
 from callfleet import lock
 from callfleet.errors import CallfleetError
@@ -87,6 +89,81 @@ def ask(host: PyinfraHost, text: str, *, seconds: float = LOOK_SECONDS) -> str:
         said = [line for line in output.stderr_lines if line.strip()][-8:] or output.stdout_lines[-8:]
         raise StepError("\n".join(said) or "the step failed without a word")
     return "\n".join(output.stdout_lines)
+
+
+def stream(host: PyinfraHost, text: str, heard: Callable[[int, bytes], None]) -> int:
+    """Run a shell script that changes nothing of ours, and pass on what it says as it says it; its exit code.
+
+    `heard` gets 1 or 2 (output or error output) and the bytes, at the end of each none. The script travels as an
+    argument, so it must hold no secret. When this process or the link ends, everything that it started is ended on the
+    host. StepError when the link dies.
+    """
+    token = secrets.token_hex(8)
+    arguments, _ = pop_global_arguments(host.state, host, {})
+    own = ("_get_pty", "_timeout", "_stdin", "_success_exit_codes")
+    connector = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS and key not in own}
+    command = StringCommand("sh", "-c", shlex.quote(attached(text, token)))
+    whole = make_unix_command_for_host(host.state, host, command, **connector).get_raw_value()
+    client = host.connector.client  # type: ignore[attr-defined]
+    try:
+        transport = client.get_transport()
+        transport.set_keepalive(15)
+        channel = transport.open_session(timeout=LOOK_SECONDS)
+        channel.exec_command(whole)
+        readers = [
+            gevent.spawn(_pass_on, read, kind, heard) for kind, read in ((1, channel.recv), (2, channel.recv_stderr))
+        ]
+        try:
+            gevent.joinall(readers, raise_error=True)
+        finally:
+            gevent.killall(readers)
+            if not channel.exit_status_ready():
+                channel.close()
+        code = int(channel.recv_exit_status())
+    except (OSError, EOFError, SSHException) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise StepError(f"the connection failed: {error}") from error
+    if code < 0:
+        raise StepError("the connection was lost before the end")
+    return code
+
+
+def _pass_on(read: Callable[[int], bytes], kind: int, heard: Callable[[int, bytes], None]) -> None:
+    while data := read(65536):
+        heard(kind, data)
+    heard(kind, b"")
+
+
+STREAM_TOKEN = "CALLFLEET_STREAM"  # noqa: S105 - the name of a variable
+
+
+def attached(text: str, token: str) -> str:
+    """A script around `text`: runs it without input, and ends all of it once nobody holds our own input open any more.
+
+    Everything that it starts carries the token in its environment; found by that, also inside of a container.
+    """
+    return f"""
+exec 3<&0
+{STREAM_TOKEN}={token} setsid sh -c {shlex.quote(text)} </dev/null 3<&- &
+child=$!
+{{
+  cat <&3
+  trap "" TERM # from here on to the end, also when the first signal ends the command
+  for signal in TERM KILL; do
+    for process in /proc/[0-9]*; do
+      grep -qsxz {STREAM_TOKEN}={token} "$process/environ" && kill -s "$signal" "${{process#/proc/}}"
+    done
+    sleep 1
+  done
+}} >/dev/null 2>&1 &
+watcher=$!
+exec 3<&-
+wait "$child"
+code=$?
+kill "$watcher" 2>/dev/null
+exit "$code"
+"""
 
 
 def read_files(host: PyinfraHost, paths: list[str]) -> dict[str, bytes]:

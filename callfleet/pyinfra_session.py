@@ -30,11 +30,12 @@ from callfleet.expected import ExpectedHost, File
 from callfleet.inventory import groups, refuse_unedited, refuse_unusable
 from callfleet.plan import HostPlan, Word
 from callfleet.pyinfra_adapter import decide, run_of, snapshot, use_site
-from callfleet.pyinfra_remote import ask, read_files, release_all, run_record, run_script
+from callfleet.pyinfra_remote import StepError, ask, read_files, release_all, run_record, run_script, stream
 from callfleet.site import Site
 from callfleet.templates import ROOT
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass
@@ -77,6 +78,9 @@ class Session:
         self.unreached: dict[str, str] = {}
         self._reached: list[PyinfraHost] = []
         _log(quiet)
+        hub = gevent.get_hub()
+        # Ctrl-C is told by who ends, not by gevent with a traceback.
+        hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
         made = groups(site)
         named: dict[str, Any] = {name: (hosts, {}) for name, hosts in made.items() if name != "all"}
         inventory = Inventory((made["all"], {}), **named)  # type: ignore[no-untyped-call]
@@ -134,6 +138,23 @@ class Session:
         with ctx_host.use(found):
             return ask(found, script)
 
+    def stream(self, jobs: Mapping[K, tuple[str, str, Callable[[int, bytes], None]]]) -> dict[K, int | StepError]:
+        """Run scripts (host, script, who hears it) all at once, to their ends; exit codes, or why there is none."""
+        hosts = {host.name: host for host in self.hosts}
+
+        def there(name: str, script: str, heard: Callable[[int, bytes], None]) -> int | StepError:
+            if name not in hosts:
+                return StepError(f"not reached: {self.unreached.get(name, 'it failed')}")
+            try:
+                with ctx_host.use(hosts[name]):
+                    return stream(hosts[name], script, heard)
+            except StepError as error:
+                return error
+
+        running = {key: gevent.spawn(there, *job) for key, job in jobs.items()}
+        gevent.joinall(list(running.values()), raise_error=True)
+        return {key: job.value for key, job in running.items()}
+
     # Looking
 
     def look(self, *, content: bool = False) -> dict[str, Look]:
@@ -177,9 +198,10 @@ class Session:
         return expected_host(run_of(next(one for one in self.hosts if one.name == host)).context)
 
     def forget(self) -> None:
-        """The next look probes again."""
+        """The next look probes again; a host that did not answer may answer then."""
         for host in self.hosts:
-            run_of(host).snapshot = None
+            run = run_of(host)
+            run.snapshot, run.error = None, ""
 
     # Acting
 

@@ -35,10 +35,20 @@ class Looked:
     before: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
-def document(site: str, release: str, hosts: Iterable[Looked], unreached: Mapping[str, str]) -> dict[str, Any]:
-    """The whole plan. `basis` names what it was made from: two plans of equal basis carry out the same."""
+def document(
+    site: str,
+    release: str,
+    hosts: Iterable[Looked],
+    unreached: Mapping[str, str],
+    duties: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The whole plan. `basis` names what it was made from: two plans of equal basis carry out the same.
+
+    `duties` is what each host is there for, by its name; see `duty`.
+    """
     every = [_host(host) for host in hosts]
     every += [_nothing(name, f"not reached: {why}") for name, why in unreached.items()]
+    every = [{"name": host["name"], **duty(), **(duties or {}).get(host["name"], {}), **host} for host in every]
     code = _code(every)
     basis = {host["name"]: host["basis"] for host in every}
     plan = sha256(json.dumps(basis, sort_keys=True).encode())[:12]
@@ -53,6 +63,11 @@ def document(site: str, release: str, hosts: Iterable[Looked], unreached: Mappin
         "changes": changes,
         "hosts": every,
     }
+
+
+def duty(address: str = "", roles: Iterable[str] = (), fleet: str | None = None) -> dict[str, Any]:
+    """What a host is there for, as the site file says it; all that is known of one that was not reached."""
+    return {"address": address, "roles": sorted(roles), "fleet": fleet}
 
 
 def _host(host: Looked) -> dict[str, Any]:

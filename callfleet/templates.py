@@ -37,10 +37,20 @@ _environment = Environment(
 )
 _environment.filters["to_yaml"] = to_yaml
 
+# Pages show what hosts say of themselves: everything is escaped.
+_pages = Environment(
+    loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
+)
+
 
 def render(name: str, **values: Any) -> bytes:
     """The rendered template `name`, a path below templates/."""
     return _environment.get_template(name).render(**values).encode()
+
+
+def render_page(name: str, **values: Any) -> str:
+    """The rendered page `name`; every value in it is escaped."""
+    return _pages.get_template(name).render(**values)
 
 
 def verbatim(name: str) -> bytes:

@@ -103,6 +103,11 @@ def read_contents(answer: Answer) -> dict[str, bytes | Unknown | None] | Unknown
     return answer.read("contents", _contents) if answer.request.contents else {}
 
 
+def read_certificates(answer: Answer) -> dict[str, bytes | Unknown | None] | Unknown:
+    """The first certificate of each file as PEM; empty where there is none in it."""
+    return answer.read("certificates", _contents) if answer.request.certificates else {}
+
+
 def _contents(part: Part) -> dict[str, bytes | Unknown | None]:
     return {path: _content(there, text) for there, path, text in records(part.data, 3)}
 

@@ -103,7 +103,42 @@ def read_processes(texts: dict[str, str]) -> tuple[ProxyProcess, ...]:
             old = "old" in line
         elif line.strip():
             pid, role, reloads = line.split()[:3]
-            processes.append(ProxyProcess(int(pid), role, int(reloads), old))
+            stat, sessions = texts.get(f"@!{pid} show stat -1 1 -1"), texts.get(f"@!{pid} show sess")
+            processes.append(
+                ProxyProcess(
+                    int(pid),
+                    role,
+                    int(reloads),
+                    old,
+                    connections=None if stat is None else _connections(stat),
+                    ages={} if sessions is None else _ages(sessions),
+                )
+            )
     if not processes:
         raise ValueError("the master names no process")
     return tuple(processes)
+
+
+def _connections(stat: str) -> int | None:
+    """What the frontends carry now. None where the process said something else."""
+    if not stat.startswith("# "):
+        return None
+    rows = csv.DictReader(stat.removeprefix("# ").splitlines())
+    return sum(int(row["scur"] or 0) for row in rows if row["svname"] == "FRONTEND" and row["pxname"] != "metrics")
+
+
+_AGE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_SECONDS = (86400, 3600, 60, 1)
+
+
+def _ages(sessions: str) -> dict[tuple[str, str], int]:
+    """Backend and server -> seconds of its oldest session. Ages read `45s`, `3m12s`, `1d2h`."""
+    ages: dict[tuple[str, str], int] = {}
+    for line in sessions.splitlines():
+        said = dict(word.partition("=")[::2] for word in line.split())
+        found = _AGE.fullmatch(said.get("age", ""))
+        if found and any(found.groups()) and said.get("srv", "<none>") != "<none>":
+            seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), _SECONDS, strict=True))
+            key = said.get("be", ""), said["srv"]
+            ages[key] = max(seconds, ages.get(key, 0))
+    return ages

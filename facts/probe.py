@@ -17,7 +17,7 @@ from pyinfra.api.facts import FactBase
 
 from callfleet.actual import Actual, ProbeRequest
 from facts.docker import read_container, read_engine, read_engine_part, read_image
-from facts.files import read_contents, read_files, read_listings
+from facts.files import read_certificates, read_contents, read_files, read_listings
 from facts.frame import HEADER, LAST, Answer, ProbeError, encode_request, settings
 from facts.haproxy import read_ask, read_processes, read_proxy
 from facts.host import (
@@ -53,6 +53,10 @@ ENGINE_PACKAGES = (
 
 PROXY_COMMANDS = ("show info", "show stat", "show servers state", "show env CALLFLEET_CONFIG")
 
+# "@!": each worker process. What its frontends carry; what its servers do and since when.
+MASTER_COMMANDS = ("show proc", "@! show stat -1 1 -1")
+SESSIONS = "@! show sess"
+
 
 def script(request: ProbeRequest) -> str:
     """The text of one ``sh -c`` argument that asks all of ``request``. Raises ValueError when it is too long."""
@@ -77,6 +81,8 @@ def _calls(request: ProbeRequest) -> Iterator[str]:
         yield _call("hashes", "read_hashes", *_unique(request.files))
     if request.contents:
         yield _call("contents", "read_contents", *_unique(request.contents))
+    if request.certificates:
+        yield _call("certificates", "read_certificates", *_unique(request.certificates))
     if request.listed:
         yield _call("listings", "read_listings", *_unique(request.listed))
     yield _call("packages", "read_packages", *_unique(request.packages + ENGINE_PACKAGES))
@@ -89,7 +95,8 @@ def _calls(request: ProbeRequest) -> Iterator[str]:
         yield _call(f"slots:{stack}", "read_slots", stack)
     asked = [*PROXY_COMMANDS, *(f"show ssl {what}" for what in request.haproxy_certificates)]
     questions = [(path, command) for path in _unique(request.haproxy_admin) for command in asked]
-    questions += [(path, "show proc") for path in _unique(request.haproxy_master)]
+    questions += [(path, command) for path in _unique(request.haproxy_master) for command in MASTER_COMMANDS]
+    questions += [(path, SESSIONS) for path in _unique(request.haproxy_sessions)]
     if questions:
         yield _call("socket-presence", "read_presence", *_unique(tuple(path for path, _ in questions)))
         yield _call("sockets", "read_sockets", *(word for question in questions for word in question))
@@ -128,6 +135,7 @@ def parse(stdout: list[str]) -> Actual:
         clock=answer.read("clock", read_clock),
         files=read_files(answer),
         contents=read_contents(answer),
+        certificates=read_certificates(answer),
         listings=read_listings(answer),
         packages=answer.read("packages", lambda part: read_packages(part, _unique(request.packages + ENGINE_PACKAGES))),
         units=answer.read("units", lambda part: read_units(part, _unique(request.units))) if request.units else {},

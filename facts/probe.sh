@@ -180,6 +180,19 @@ read_contents() {
   done
 }
 
+# The same of the first certificate of each file, and of nothing else: these files hold private keys too.
+read_certificates() {
+  first="/^-----BEGIN CERTIFICATE-----/,/^-----END CERTIFICATE-----/{/PRIVATE KEY/q;p;/^-----END/q;}"
+  for path; do
+    presence "$path"
+    there=$?
+    [ "$there" = 0 ] && { [ ! -f "$path" ] || [ ! -r "$path" ]; } && there=2
+    printf "%s\0%s\0" "$there" "$path"
+    [ "$there" != 0 ] || timeout -k 1 5 head -c 65537 -- "$path" | sed -n "$first" | base64 -w 0
+    printf "\0"
+  done
+}
+
 # ---- packages and units
 
 read_packages() {
@@ -261,7 +274,9 @@ read_slots() {
   run 20 "$SLOTCTL" status "$1" --json
 }
 
-# One python for all sockets; each answer is a record: socket, command, "ok" or "error", text.
+# One python for all sockets; each answer is a record: socket, command, "ok" or "error", text. "@! COMMAND" asks each
+# worker process that "show proc" of the same socket has just named; one that ended meanwhile has no record. Of sessions only
+# backend, server and age are passed on: who calls is nobody's business here.
 ASK="import socket,sys
 def ask(path, command):
     with socket.socket(socket.AF_UNIX) as s:
@@ -273,15 +288,33 @@ def ask(path, command):
         while part := s.recv(65536):
             parts.append(part)
         return b\"\".join(parts)
+def tell(path, command, word, text):
+    record = [path.encode(), command.encode(), word, text.replace(bytes(1), b\"?\")]
+    sys.stdout.buffer.write(b\"\".join(part + bytes(1) for part in record))
+workers = {}
 for path, command in zip(sys.argv[1::2], sys.argv[2::2]):
+    if command[:3] == \"@! \":
+        for pid in workers.get(path, ()):
+            each = \"@!\" + pid + command[2:]
+            try:
+                text = ask(path, each)
+            except OSError:
+                continue
+            if each.endswith(\" sess\"):
+                lines = [[f for f in line.split() if f[:3] in (b\"be=\", b\"srv\", b\"age\")] for line in text.splitlines()]
+                text = bytes([10]).join(b\" \".join(line) for line in lines)
+            tell(path, each, b\"ok\", text)
+        continue
     try:
         word, text = b\"ok\", ask(path, command)
     except ConnectionRefusedError as e:
         word, text = b\"refused\", str(e).encode()
     except OSError as e:
         word, text = b\"error\", str(e).encode()
-    record = [path.encode(), command.encode(), word, text.replace(bytes(1), b\"?\")]
-    sys.stdout.buffer.write(b\"\".join(part + bytes(1) for part in record))
+    if command == \"show proc\":
+        rows = [line.split() for line in text.decode(errors=\"replace\").splitlines()]
+        workers[path] = [row[0] for row in rows if row[1:2] == [\"worker\"] and row[0].isdigit()]
+    tell(path, command, word, text)
 "
 
 # read_sockets (SOCKET COMMAND)...

@@ -694,6 +694,39 @@ def test_sources_are_matched_in_their_own_family(tmp_path: Path) -> None:
     ]
 
 
+def metered(data: dict[str, Any]) -> None:
+    """Metrics for one address, on a site with a host that is everything."""
+    data["ports"] = {"metrics": 9101, "metrics_shared": 9102}
+    data["metrics"] = {"from": ["10.9.0.1"]}
+    data["fleets"]["eu1"]["hosts"]["a"]["roles"] = ["ingress"]
+
+
+def test_metrics_are_for_the_declared_sources_and_off_otherwise(site: Site, tmp_path: Path) -> None:
+    """Each proxy has a port of its own; nobody else gets in; without the port nothing of it is laid down."""
+    with_them = made(tmp_path, metered)
+    for host, ports in {"a": [9101, 9102], "b": [9101], "front": [9101], "app": [9101]}.items():
+        found = [rule for rule in accepted(with_them, host) if "910" in rule]
+        assert found == [f"ip saddr {{ 10.9.0.1 }} tcp {port}" for port in ports]
+    stack = with_them.brand.stack
+    a = files(expected(with_them, "a"))
+    front = a["/etc/callfleet/ingress/haproxy.cfg"].content.decode()
+    fleet = a[f"/opt/stacks/{stack}/haproxy/haproxy.cfg"].content.decode()
+    assert "bind :9101\n" in front
+    assert "bind :9102\n" in fleet
+    assert "/metrics/slots" in fleet
+    for host in ("a", "front"):
+        assert not [path for path, file in files(expected(site, host)).items() if b"prometheus" in file.content]
+
+
+@pytest.mark.skipif(haproxy_version() < (3, 0), reason="needs HAProxy 3.0; the lab test has it")
+def test_haproxy_accepts_the_metrics_ports(tmp_path: Path) -> None:
+    """Without a warning."""
+    for proxy in proxies(made(tmp_path, metered), str(tmp_path)):
+        config = write_proxy(tmp_path, proxy)
+        done = subprocess.run(["haproxy", "-c", "-dW", "-f", str(config)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{proxy.label}: {done.stderr}"
+
+
 def test_the_ssh_port_in_use_stays_open(site: Site) -> None:
     """Whatever the site file says: the run's own link must survive its own rules."""
     found = files(expected_host(context(site, "a"), Actual(ssh_port=2222, contents={"/etc/docker/daemon.json": None})))[

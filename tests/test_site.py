@@ -176,7 +176,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def test_keys_commented_out_in_the_shipped_file_are_valid(tmp_path: Path) -> None:
     """What a reader uncomments works: the examples in comments are of the schema, and defaults say what they are."""
     source = (REPOSITORY / "inventories" / "prod.yml").read_text("utf-8")
-    keys = r"calls|ports|firewall|docker|versions|names|brand_overrides|release"
+    keys = r"calls|ports|metrics|logs|firewall|docker|versions|names|brand_overrides|release"
     section = re.compile(rf"^# (?=({keys}):)", re.MULTILINE)
     text, block = "", False
     for line in source.splitlines(keepends=True):
@@ -185,6 +185,8 @@ def test_keys_commented_out_in_the_shipped_file_are_valid(tmp_path: Path) -> Non
     site = load_site(write_site(tmp_path, text, (REPOSITORY / "inventories" / "prod.release.yml").read_text(), "prod"))
     default = load_site(REPOSITORY / "inventories" / "prod.yml")
     assert text.count("# calls:") == 0
-    assert (site.calls, site.ports, site.firewall, site.docker, site.versions) == (
+    off = {"metrics": None, "metrics_shared": None}
+    assert (site.calls, site.ports.model_copy(update=off), site.firewall, site.docker, site.versions) == (
         default.calls, default.ports, default.firewall, default.docker, {},
     )  # fmt: skip
+    assert (default.ports.metrics, default.metrics.sources, default.logs.ship_to) == (None, (), None)

@@ -135,6 +135,23 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         f"{A}.open_ports[0].port",
         "ingress has it",
     ),
+    "metrics for nobody": (put("ports.metrics", 9101), "metrics.from", "opens a port: say for whom"),
+    "metrics without a port": (
+        put("metrics.from", ["10.9.0.1"]),
+        "ports.metrics",
+        "the port that metrics.from may read",
+    ),
+    "metrics port taken": (put("ports.metrics", 8443), "ports.metrics", "the fleet's port for the ingress has it"),
+    "logs to nowhere": (
+        put("logs", {"ship_to": {"host": "logs.acme.test"}}),
+        "logs.ship_to.port",
+        "this key is required",
+    ),
+    "logs by pigeon": (
+        put("logs", {"ship_to": {"host": "logs.acme.test", "port": 514, "protocol": "relp"}}),
+        "logs.ship_to.protocol",
+        "tcp",
+    ),
     "port out of range": (put("ports.mtls", 70000), "ports.mtls", "from 1 to 65535"),
     "network with host bits": (put("firewall.callers", ["10.1.0.5/8"]), "firewall.callers[0]", "after the prefix"),
     "public name twice": (put(f"{A}.public_name", "calls.acme.test"), "ingress.public_name", "which host a has"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,10 @@ limit_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
+html_option = click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also as one page for a browser."
+)
+
 
 def site_path(site: str) -> Path:
     """The site file behind a name (`prod`) or a path."""
@@ -60,6 +66,23 @@ def echo_json(value: Any) -> None:
 def note(text: str) -> None:
     """A line about the work itself, on standard error, so that standard output stays the answer."""
     click.echo(text, err=True)
+
+
+def save(path: Path, text: str) -> None:
+    """Write what was seen for its owner alone: it holds no secret, but what the hosts look like.
+
+    CallfleetError when it cannot be written.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise CallfleetError(f"{path} cannot be written: {error.strerror}; expected a file that may be") from None
+
+
+def now() -> str:
+    """The time as pages show it."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def table(*headings: str) -> Table:

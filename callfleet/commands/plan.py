@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from callfleet import report
+from callfleet import pages, report
 from callfleet.commands.common import (
     DONE,
     FAILED,
@@ -18,10 +17,13 @@ from callfleet.commands.common import (
     SITE,
     confirm_site,
     echo_json,
+    html_option,
     json_option,
     limit_option,
     note,
+    now,
     open_site,
+    save,
     show,
     table,
 )
@@ -44,8 +46,9 @@ STYLES: dict[str, dict[str, Any]] = {
 @limit_option
 @json_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Save it, for `apply --plan`.")
+@html_option
 @click.option("--no-diff", is_flag=True, help="Leave out what changes inside of files.")
-def plan(site: str, limit: tuple[str, ...], as_json: bool, out: Path | None, no_diff: bool) -> None:
+def plan(site: str, limit: tuple[str, ...], as_json: bool, out: Path | None, html: Path | None, no_diff: bool) -> None:
     """Show the exact difference between SITE and its hosts, and the calls it touches. Writes nothing on any host.
 
     \b
@@ -56,13 +59,16 @@ def plan(site: str, limit: tuple[str, ...], as_json: bool, out: Path | None, no_
       callfleet plan prod
       callfleet plan prod --limit eu1-a --no-diff
       callfleet plan prod --out monday.plan && callfleet apply prod --plan monday.plan
+      callfleet plan prod --html monday.html        # one page, to attach to a review
     """
     loaded = open_site(site)
     note(f"looking at {loaded.name}")
     with Session(loaded, limit) as session:
         made = look(session)
     if out is not None:
-        save(out, made)
+        save(out, json.dumps(made, indent=1) + "\n")
+    if html is not None:
+        save(html, pages.plan_page(made, now()))
     if as_json:
         echo_json(made)
     else:
@@ -131,7 +137,8 @@ def look(session: Session) -> dict[str, Any]:
         )
         for name, one in found.items()
     ]
-    return report.document(site.name, site.release.release, hosts, session.unreached)
+    duties = {host.name: report.duty(host.address, host.roles, host.fleet) for host in site.hosts}
+    return report.document(site.name, site.release.release, hosts, session.unreached, duties)
 
 
 def print_plan(made: dict[str, Any], *, diffs: bool) -> None:
@@ -142,13 +149,6 @@ def print_plan(made: dict[str, Any], *, diffs: bool) -> None:
         click.echo("Nothing to change.")
     else:
         click.echo(f"Plan {made['plan']}: {made['changes']} changes.")
-
-
-def save(path: Path, made: dict[str, Any]) -> None:
-    """Write a plan for its owner alone: it holds no secret, but what the hosts look like."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(made, file, indent=1)
-        file.write("\n")
 
 
 def read_plan(path: Path) -> dict[str, Any]:

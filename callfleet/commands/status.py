@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from callfleet import health, report
-from callfleet.commands.common import FAILED, SITE, echo_json, json_option, limit_option, open_site, site_option, table
+from callfleet import health, pages, report
+from callfleet.commands.common import (
+    FAILED,
+    SITE,
+    echo_json,
+    html_option,
+    json_option,
+    limit_option,
+    now,
+    open_site,
+    save,
+    site_option,
+    table,
+)
 from callfleet.errors import CallfleetError
 from callfleet.pyinfra_session import Session
 
@@ -24,38 +40,62 @@ STATES = ("idle", "on a call", "draining", "drained", "dead", "unpublished", "un
 @SITE
 @limit_option
 @json_option
+@html_option
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
-def status(site: str, limit: tuple[str, ...], as_json: bool, watch: bool) -> None:
-    """Show SITE's hosts, slots and calls, releases and drift. Changes nothing.
+def status(site: str, limit: tuple[str, ...], as_json: bool, html: Path | None, watch: bool) -> None:
+    """Show SITE's hosts: slots and calls, what runs, drift, proxies, certificates, memory and disk. Changes nothing.
+
+    With --watch, --json prints one document a line and --html writes its file anew at each look.
 
     \b
-    Exit codes: 0 every host was read, 1 not so, 64 usage.
+    Exit codes: 0 every host was read (with --watch: at the last look), 1 not so, 64 usage.
 
     \b
     Examples:
       callfleet status prod
       callfleet status prod --watch
       callfleet status prod --json | jq '.slots'
+      callfleet status prod --html prod.html
     """
     loaded = open_site(site)
     with Session(loaded, limit) as session:
         found = look(session)
-        if watch and not as_json:
-            with Live(draw(found), console=Console(highlight=False), auto_refresh=False) as live:
-                while True:
-                    time.sleep(WATCH_SECONDS)
-                    session.forget()
-                    found = look(session)
-                    live.update(draw(found), refresh=True)
-    if as_json:
+        if html is not None:
+            save(html, pages.status_page(found, now()))
+        if watch:
+            found = keep_looking(session, found, html, as_json=as_json)
+    if as_json and not watch:
         echo_json(found)
-    else:
-        console = Console(highlight=False)
-        console.print(draw(found))
-        for line in remarks(found):
-            console.print(line, style="yellow", soft_wrap=True)
-        console.print(summary(found))
+    elif not as_json:
+        tell(Console(highlight=False), found)
     sys.exit(0 if all(host["reached"] and host["changes"] is not None for host in found["hosts"]) else FAILED)
+
+
+def keep_looking(session: Session, found: dict[str, Any], html: Path | None, *, as_json: bool) -> dict[str, Any]:
+    """Show the site again and again until Ctrl-C; what was seen last."""
+    console = Console(highlight=False)
+    # The terminal's second screen, drawn over in place: nothing flickers or scrolls, and what was there comes back.
+    screen = (
+        nullcontext() if as_json or not console.is_terminal else Live(console=console, screen=True, auto_refresh=False)
+    )
+    with screen as live:
+        try:
+            while True:
+                if as_json:
+                    click.echo(json.dumps(found))
+                elif live is None:
+                    tell(console, found)
+                else:
+                    live.update(
+                        Group(whole(found), Text(f"\n{now()}, every {WATCH_SECONDS:.0f} s; Ctrl-C ends")), refresh=True
+                    )
+                time.sleep(WATCH_SECONDS)
+                session.forget()
+                found = look(session)
+                if html is not None:
+                    save(html, pages.status_page(found, now()))
+        except KeyboardInterrupt:
+            return found
 
 
 @click.command()
@@ -101,9 +141,23 @@ def look(session: Session) -> dict[str, Any]:
     return health.document(site, hosts, session.unreached)
 
 
+def tell(console: Console, found: dict[str, Any]) -> None:
+    """The whole picture; remarks on one line each, however long they are."""
+    console.print(draw(found))
+    for line in remarks(found):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    console.print(Text(summary(found)), soft_wrap=True)
+
+
+def whole(found: dict[str, Any]) -> Group:
+    """The same as one thing to draw. Text from hosts is shown as it is, not as markup."""
+    lines = [Text(line, style="yellow") for line in remarks(found)]
+    return Group(draw(found), *lines, Text(summary(found)))
+
+
 def draw(found: dict[str, Any]) -> Table:
     """One line a host."""
-    made = table("host", "roles", "release", "slots", "calls", "changes", "memory free", "disk free")
+    made = table("host", "roles", "release", "slots", "calls", "changes", "reloads", "cert.", "memory", "disk")
     for host in found["hosts"]:
         counts = {state: sum(slot["state"] == state for slot in host["slots"]) for state in STATES}
         slots = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -115,12 +169,38 @@ def draw(found: dict[str, Any]) -> Table:
             ", ".join(host["roles"]),
             host["release"] or "-",
             slots or "-",
-            str(calls) if host["slots"] else "-",
+            called(host, calls),
             changes + waiting,
+            "\n".join(map(proxy, host["proxies"])) or "-",
+            least(host["certificates"]),
             gigabytes(host["memory"] and host["memory"]["available"]),
             gigabytes(host["disk"] and host["disk"]["free"]),
         )
     return made
+
+
+def called(host: dict[str, Any], calls: int) -> str:
+    """Calls of a host, and how long the longest has been on."""
+    ages = [slot["age"] for slot in host["slots"] if slot["age"] is not None]
+    longest = f" (up to {max(ages) // 60}:{max(ages) % 60:02})" if ages else ""
+    return f"{calls}{longest}" if host["slots"] else "-"
+
+
+def proxy(one: dict[str, Any]) -> str:
+    """A proxy's generations: how often it was reloaded, and what older processes still carry."""
+    if not one["running"]:
+        return "?" if one["running"] is None else "not running"
+    said = "?" if one["reloads"] is None else str(one["reloads"])
+    for former in one["old"] or ():
+        carried = "?" if former["connections"] is None else former["connections"]
+        said += f"\nolder: {carried} connections"
+    return said
+
+
+def least(certificates: list[dict[str, Any]]) -> str:
+    """Days that are left of the certificate that ends first."""
+    days = [one["days"] for one in certificates if one["days"] is not None]
+    return f"{min(days)} d" if days else "-"
 
 
 def remarks(found: dict[str, Any]) -> list[str]:
@@ -138,4 +218,4 @@ def summary(found: dict[str, Any]) -> str:
 
 def gigabytes(size: int | None) -> str:
     """Bytes for people."""
-    return "?" if size is None else f"{size / 1024**3:.1f} GiB"
+    return "?" if size is None else f"{size / 1024**3:.1f}G"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from callfleet.actual import Actual
-from callfleet.desired import app, baseline, docker, firewall, fleet, ingress, mark, program, registration
+from callfleet.desired import app, baseline, docker, firewall, fleet, ingress, logs, mark, program, registration
 from callfleet.desired.context import Context
 from callfleet.expected import ExpectedHost
 
@@ -15,6 +15,7 @@ CONCERNS = (
     docker.concern,
     program.concern,
     firewall.concern,
+    logs.concern,
     app.concern,
     ingress.front,
     fleet.concern,

@@ -62,6 +62,8 @@ def rules(context: Context, ssh_ports: set[int]) -> list[Rule]:
     if host.ports.mtls is not None:
         addresses = tuple(address for one in site.ingress_hosts for address in one.addresses)
         found += _limited(host.ports.mtls, "mutual TLS from the ingress", addresses)
+    for port in filter(None, (host.ports.front_metrics, host.ports.fleet_metrics)):
+        found += _limited(port, "metrics", site.metrics.sources)
     for extra in host.open_ports:
         found += _limited(extra.port, extra.comment, extra.sources, extra.protocol)
     return found

@@ -195,6 +195,7 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
         # By name: a certificate that is no longer declared may still lie in the folder.
         "certificates": [file.path for file in tls if file.path.startswith(f"{FOLDER}/tls/")],
         "port": host.ports.front,
+        "metrics_port": host.ports.front_metrics,
         "ingress": ingress,
         "pools": pools,
         "fleets": fleets,

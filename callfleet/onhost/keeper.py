@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import canary, sockets
+from . import canary, metrics, sockets
 from .compose import Container, Docker
 from .errors import SlotError
 from .journal import Busy, journal, locked
@@ -70,6 +70,10 @@ class Keeper:
 
     def run(self) -> None:
         """Until `stopping` is set. A converge that holds the lock is left alone."""
+        try:
+            metrics.serve(self.stack)
+        except SlotError as error:  # what is watched matters less than that it works
+            print(f"keeper: no metrics: {error}", flush=True)
         _tell_systemd("READY=1")
         while not self.stopping.wait(ROUND_SECONDS):
             try:

@@ -164,6 +164,11 @@ class Stack:
         return self.run_dir / "published"
 
     @property
+    def metrics_socket(self) -> Path:
+        """Beside the published slots, where the host proxy reaches it."""
+        return self.published_dir / "metrics.sock"
+
+    @property
     def swap_dir(self) -> Path:
         return self.run_dir / "swap"
 

@@ -29,7 +29,7 @@ _PINNED_STAGES = ("staging", "prod")
 
 def check(site: Site, document: Document, release: Document | None) -> list[Problem]:
     """Every contradiction in a site. `release` is None when the release file could not be read, which is known then."""
-    checks = [_site, _names, _addresses, _ports, _workers, _roles, _ingress, _public_names, _certificates,
+    checks = [_site, _names, _addresses, _ports, _metrics, _workers, _roles, _ingress, _public_names, _certificates,
               _internal_tls, _secrets, _variables, _versions]  # fmt: skip
     problems = [problem for each in checks for problem in each(site, document)]
     return [*problems, *_images(site, release)] if release else problems
@@ -96,6 +96,9 @@ def _ports(site: Site, document: Document) -> Iterator[Problem]:
         wanted.append(("tcp", host.ports.front, f"the front ({front})", (*ports, "front")))
         wanted.append(("tcp", host.ports.fleet, "the fleet's public port", (*ports, "fleet")))
         wanted.append(("tcp", host.ports.mtls, "the fleet's port for the ingress", (*ports, "mtls")))
+        wanted.append(("tcp", host.ports.front_metrics, "the front's metrics", ("ports", "metrics")))
+        key = "metrics_shared" if host.ports.front_metrics else "metrics"
+        wanted.append(("tcp", host.ports.fleet_metrics, "the fleet's metrics", ("ports", key)))
         if "app" in host.roles:
             services = ("api", "console", "dialler_health", *site.app.stores)
             wanted += [("tcp", getattr(site.ports, each), each, ("ports", each)) for each in services]
@@ -113,6 +116,24 @@ def _ports(site: Site, document: Document) -> Iterator[Problem]:
                     hint="Give one of them another port, here or under `ports`.",
                 )  # fmt: skip
             taken.setdefault((protocol, port), what)
+
+
+def _metrics(site: Site, document: Document) -> Iterator[Problem]:
+    """A metrics port is for somebody, and somebody has one; two proxies on a host have one each."""
+    declared = bool(site.ports.metrics)
+    if declared and not site.metrics.sources:
+        yield document.problem(
+            ("metrics", "from"), "the addresses that may read the metrics port", got="none",
+            hint="ports.metrics opens a port: say for whom, such as metrics: {from: [203.0.113.9]}.",
+        )  # fmt: skip
+    if site.metrics.sources and not declared:
+        yield document.problem(("ports", "metrics"), "the port that metrics.from may read", got="none")
+    both = [host.name for host in site.hosts if "fleet" in host.roles and host.roles & {"ingress", "app"}]
+    if declared and both and not site.ports.metrics_shared:
+        yield document.problem(
+            ("ports", "metrics_shared"), "the port of the second proxy of a host", got="none",
+            hint=f"{', '.join(both)} has a front proxy and a fleet's own one.",
+        )  # fmt: skip
 
 
 def _workers(site: Site, document: Document) -> Iterator[Problem]:

@@ -84,7 +84,7 @@ class CommonImages(Strict):
 
 
 class Ports(Strict):
-    """TCP ports; see group_data/all.py for what each is."""
+    """TCP ports; see group_data/all.py for what each is. The metrics ports have no default: None is off."""
 
     front: Port
     fleet: Port
@@ -96,6 +96,8 @@ class Ports(Strict):
     redis: Port
     mongo: Port
     minio: Port
+    metrics: Port | None = None
+    metrics_shared: Port | None = None
 
 
 class Defaults(Strict):

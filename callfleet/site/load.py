@@ -149,6 +149,8 @@ def _listen(entry: HostEntry, roles: frozenset[str], ports: Ports, ssh: int) -> 
         front=(entry.ports.front or ports.front) if shared else None,
         fleet=(entry.ports.fleet or (ports.fleet_shared if shared else ports.fleet)) if is_fleet else None,
         mtls=(entry.ports.mtls or ports.mtls) if is_fleet else None,
+        front_metrics=ports.metrics if shared else None,
+        fleet_metrics=(ports.metrics_shared if shared else ports.metrics) if is_fleet else None,
     )
 
 

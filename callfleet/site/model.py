@@ -13,7 +13,19 @@ from callfleet.errors import Problem
 from callfleet.release import Release
 from callfleet.secrets import Secret, SecretRef, resolve
 from callfleet.site.defaults import Brand, Defaults, Ports
-from callfleet.site.schema import App, Calls, Core, Docker, Firewall, OpenPort, Registry, SiteFile, Tls
+from callfleet.site.schema import (
+    App,
+    Calls,
+    Core,
+    Docker,
+    Firewall,
+    Logs,
+    Metrics,
+    OpenPort,
+    Registry,
+    SiteFile,
+    Tls,
+)
 
 _DOCUMENTATION = [
     ipaddress.ip_network(each) for each in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
@@ -42,6 +54,8 @@ class ListenPorts:
     front: int | None
     fleet: int | None
     mtls: int | None
+    front_metrics: int | None = None
+    fleet_metrics: int | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +270,16 @@ class Site:
     def firewall(self) -> Firewall:
         """The declared `firewall` section."""
         return self.declared.firewall
+
+    @property
+    def metrics(self) -> Metrics:
+        """The declared `metrics` section; `ports` says on which ports."""
+        return self.declared.metrics
+
+    @property
+    def logs(self) -> Logs:
+        """The declared `logs` section."""
+        return self.declared.logs
 
     @property
     def docker(self) -> Docker:

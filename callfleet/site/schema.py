@@ -254,7 +254,7 @@ class HostPorts(Strict):
 
 
 class SitePorts(HostPorts):
-    """Ports that the site uses instead of those in group_data."""
+    """Ports that the site uses instead of those in group_data. `metrics` and `metrics_shared` have no default."""
 
     fleet_shared: Port | None = None
     api: Port | None = None
@@ -263,6 +263,8 @@ class SitePorts(HostPorts):
     redis: Port | None = None
     mongo: Port | None = None
     minio: Port | None = None
+    metrics: Port | None = None
+    metrics_shared: Port | None = None
 
 
 class OpenPort(Strict):
@@ -313,6 +315,26 @@ class Firewall(Strict):
     ssh_from: tuple[Network, ...] = ("0.0.0.0/0", "::/0")
 
 
+class Metrics(Strict):
+    """Who may read the metrics port."""
+
+    sources: Annotated[tuple[Network, ...], Field(alias="from")] = ()
+
+
+class ShipTo(Strict):
+    """Where the hosts send their logs, in the syslog format of RFC 5424."""
+
+    host: Annotated[str, text(lambda v: _is_dns(v) or _is_address(v), "a host name or address")]
+    port: Port
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+class Logs(Strict):
+    """What happens to logs besides being kept on each host for a while."""
+
+    ship_to: ShipTo | None = None
+
+
 class Docker(Strict):
     """Where Docker comes from."""
 
@@ -352,6 +374,8 @@ class SiteFile(Strict):
     hosts: Annotated[dict[Name, HostEntry], BeforeValidator(_given)] = Field(default_factory=dict)
     ports: SitePorts = SitePorts()
     firewall: Firewall = Firewall()
+    metrics: Metrics = Metrics()
+    logs: Logs = Logs()
     docker: Docker = Docker()
     versions: Annotated[dict[str, PackageVersion], BeforeValidator(_given)] = Field(default_factory=dict)
     names: Annotated[dict[DnsName, Address], BeforeValidator(_given)] = Field(default_factory=dict)

@@ -179,6 +179,32 @@ def test_any_file_name_is_read_exactly(shell: list[str], tmp_path: Path) -> None
         assert actual.content(path) == content
 
 
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
+KEY = "-----BEGIN EC PRIVATE KEY-----\nnobody's business\n-----END EC PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (CERTIFICATE.format("leaf") + CERTIFICATE.format("chain") + KEY, CERTIFICATE.format("leaf")),
+        (KEY + CERTIFICATE.format("leaf"), CERTIFICATE.format("leaf")),
+        (KEY, ""),
+        ("-----BEGIN CERTIFICATE-----\ncut off\n" + KEY, "-----BEGIN CERTIFICATE-----\ncut off\n"),
+    ],
+)
+def test_of_a_certificate_file_only_the_first_certificate_is_read(
+    text: str, wanted: str, shell: list[str], tmp_path: Path
+) -> None:
+    """Never a line of a key, also where the certificate before it is damaged."""
+    path = tmp_path / "public.pem"
+    path.write_text(text)
+    answer = ask(script(ProbeRequest(certificates=(str(path), f"{tmp_path}/gone"))), shell)
+    assert parse(answer).certificates == {str(path): wanted.encode(), f"{tmp_path}/gone": None}
+    sent = b"".join(base64.b64decode(line) for line in answer if line[0] != "@")
+    assert b"business" not in sent
+    assert base64.b64encode(KEY.encode())[4:-4] not in sent
+
+
 def test_kinds_of_files_are_told_apart_and_nothing_blocks(tmp_path: Path) -> None:
     """A fifo is named, not opened; a link is itself, also when it leads nowhere; a folder that is none is not empty."""
     (tmp_path / "fifo").touch()
@@ -573,6 +599,12 @@ ANSWERS = {
     "show servers state": SERVERS,
     "show env CALLFLEET_CONFIG": "CALLFLEET_CONFIG=abc123\n\n",
     "show proc": PROCESSES,
+    "@!18558 show stat -1 1 -1": "# pxname,svname,scur,type\ncalls,FRONTEND,3,0\nmetrics,FRONTEND,1,0\n\n",
+    "@!18300 show stat -1 1 -1": "Unknown command\n",
+    "@!18558 show sess": "0x1: proto=tcpv4 src=198.51.100.7:5 fe=calls be=workers srv=w1 ts=00 age=3m2s calls=2\n"
+    "0x2: proto=tcpv4 src=198.51.100.7:6 fe=calls be=workers srv=w1 ts=00 age=45s calls=2\n"
+    "0x3: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 age=0s calls=1\n\n",
+    "@!18300 show sess": "0x1: proto=tcpv4 src=198.51.100.7:5 fe=calls be=workers srv=w2 ts=00 age=1d2h calls=2\n\n",
 }
 
 
@@ -605,9 +637,13 @@ def speaking(path: Path, answers: dict[str, str]) -> Iterator[None]:
 
 def test_a_proxy_tells_its_servers_processes_and_configuration(tmp_path: Path) -> None:
     admin, master, none = tmp_path / "admin.sock", tmp_path / "master.sock", tmp_path / "none.sock"
-    request = ProbeRequest(haproxy_admin=(str(admin), str(none)), haproxy_master=(str(master),))
+    request = ProbeRequest(
+        haproxy_admin=(str(admin), str(none)), haproxy_master=(str(master),), haproxy_sessions=(str(master),)
+    )
     with speaking(admin, ANSWERS), speaking(master, ANSWERS):
-        actual = parse(ask(script(request)))
+        answer = ask(script(request))
+    actual = parse(answer)
+    assert "198.51.100.7" not in b"".join(base64.b64decode(line) for line in answer if line[0] != "@").decode()
     running = actual.proxy(str(admin))
     assert running is not None
     assert not isinstance(running, Unknown)
@@ -623,6 +659,9 @@ def test_a_proxy_tells_its_servers_processes_and_configuration(tmp_path: Path) -
         (18558, "worker", False),
         (18300, "worker", True),
     ]
+    # What one process does not tell is not known, and takes nothing else down.
+    assert [p.connections for p in processes] == [None, 3, None]
+    assert [p.ages for p in processes] == [{}, {("workers", "w1"): 182}, {("workers", "w2"): 93600}]
     assert actual.proxy(str(none)) is None
 
 
@@ -646,6 +685,7 @@ def test_a_socket_without_a_listener_is_absent_and_without_a_client_unknown(bare
 FULL_REQUEST = ProbeRequest(
     files=("/etc/passwd", "/etc/gone"),
     contents=("/etc/hostname",),
+    certificates=("/etc/hostname", "/etc/gone"),
     listed=("/etc/apt",),
     units=("ssh.service",),
     packages=("coreutils", "nosuch"),
