@@ -227,7 +227,7 @@ def test_health_does_not_queue_behind_calls(fleet: Fleet) -> None:
     with background(fleet, name, WORKERS):
         with pytest.raises(AssertionError, match="too few"):
             health_is_quick(idle, samples(fleet, name, 2))
-        with stream_to(fleet, name, WAITING + 6) as stream:
+        with stream_to(fleet, name, 2 * WAITING) as stream:
             fleet.until(lambda: stream.in_flight(time.time()) >= WAITING, 20, "the starts are under way")
             looks = samples(fleet, name, 20)
             with slow_health(fleet, name, 0.7):
