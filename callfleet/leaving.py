@@ -59,9 +59,10 @@ def stop(site: Site) -> str:
 set -u
 export LC_ALL=C
 [ -e /opt/stacks/{stack}/stack.json ] || exit 0
-for unit in callfleet-keeper@{stack}.service stack@{stack}.service; do
-  systemctl disable --now --quiet "$unit" || {{ systemctl status --no-pager "$unit" >&2; exit 1; }}
-done
+systemctl disable --now --quiet callfleet-keeper@{stack}.service || exit 1
+# Where the first apply failed, the stack's unit never started, and stopping it would stop nothing.
+/usr/local/sbin/slotctl down {stack} || exit 1
+systemctl disable --now --quiet stack@{stack}.service || exit 1
 # A stopped container of restart policy `always` would come back with the next start of the daemon.
 left=$({ours}) || exit 1
 [ -z "$left" ] || docker rm $left >/dev/null || exit 1
