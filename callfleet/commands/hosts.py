@@ -606,7 +606,11 @@ def replace_host(
     pins.write()
     forget(old, but=declared.host(name))
     edit.replace_file(path, before, after)
-    show_plan(declared, [name], as_json=as_json, kind="host replace", then=f"callfleet apply {site}", leave=leave)
+    # By a copy of the pins: known_hosts was read already by this process, with the old machine's key in it.
+    with pins.tried(declared) as trial, Session(trial, sorted(plan_scope(trial, [name]))) as session:
+        made = plans.look(session)
+    more = {"steps": leave.steps, "may_be_lost": leave.lost}
+    shown(made, declared, "host replace", f"callfleet apply {site}", as_json=as_json, more=more)
 
 
 @host.command()
@@ -649,13 +653,6 @@ def resize(name: str, workers: int, site: str, yes: bool, as_json: bool) -> None
         edit.replace_file(path, before, after)
         made = plans.look(session)
     shown(made, declared, "host resize", f"callfleet apply {site}", as_json=as_json)
-
-
-def show_plan(site: Site, names: Sequence[str], *, as_json: bool, kind: str, then: str, leave: Leave) -> None:
-    """Look at a site that was just written."""
-    with Session(site, sorted(plan_scope(site, names))) as session:
-        made = plans.look(session)
-    shown(made, site, kind, then, as_json=as_json, more={"steps": leave.steps, "may_be_lost": leave.lost})
 
 
 def shown(
