@@ -71,7 +71,10 @@ class Session:
         self._reached: list[PyinfraHost] = []
         _log(quiet)
         hub = gevent.get_hub()
-        hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is told by who ends, not by gevent with a traceback
+        hub.NOT_ERROR = (
+            *hub.NOT_ERROR,
+            KeyboardInterrupt,
+        )  # Ctrl-C is told by who ends, not by gevent with a traceback
         made = groups(site)
         named: dict[str, Any] = {name: (hosts, {}) for name, hosts in made.items() if name != "all"}
         inventory = Inventory((made["all"], {}), **named)  # type: ignore[no-untyped-call]
