@@ -94,15 +94,16 @@ def ask(host: PyinfraHost, text: str, *, seconds: float = LOOK_SECONDS) -> str:
 def stream(host: PyinfraHost, text: str, heard: Callable[[int, bytes], None]) -> int:
     """Run a shell script that changes nothing of ours, and pass on what it says as it says it; its exit code.
 
-    `heard` gets 1 or 2 (output or error output) and the bytes, at the end of each none. The script travels as an
-    argument, so it must hold no secret. When this process or the link ends, everything that it started is ended on the
-    host. StepError when the link dies.
+    `heard` gets 1 or 2 (output or error output) and the bytes, at the end of each none. It shows in the host's process
+    list, so it must hold no secret. When this process or the link ends, all that it started is ended on the host.
+    StepError when the link dies.
     """
-    token = secrets.token_hex(8)
+    script = attached(text, secrets.token_hex(8))
     arguments, _ = pop_global_arguments(host.state, host, {})
     own = ("_get_pty", "_timeout", "_stdin", "_success_exit_codes")
     connector = {key: value for key, value in arguments.items() if key in CONNECTOR_ARGUMENT_KEYS and key not in own}
-    command = StringCommand("sh", "-c", shlex.quote(attached(text, token)))
+    # One line of input is the script; the rest of it stays open for as long as somebody listens.
+    command = StringCommand("sh", "-c", '\'read -r text && eval "$(echo "$text" | base64 -d)"\'')
     whole = make_unix_command_for_host(host.state, host, command, **connector).get_raw_value()
     client = host.connector.client  # type: ignore[attr-defined]
     try:
@@ -110,15 +111,16 @@ def stream(host: PyinfraHost, text: str, heard: Callable[[int, bytes], None]) ->
         transport.set_keepalive(15)
         channel = transport.open_session(timeout=LOOK_SECONDS)
         channel.exec_command(whole)
+        channel.sendall(base64.b64encode(script.encode()) + b"\n")
         readers = [
             gevent.spawn(_pass_on, read, kind, heard) for kind, read in ((1, channel.recv), (2, channel.recv_stderr))
         ]
         try:
             gevent.joinall(readers, raise_error=True)
-        finally:
+        except BaseException:
             gevent.killall(readers)
-            if not channel.exit_status_ready():
-                channel.close()
+            channel.close()
+            raise
         code = int(channel.recv_exit_status())
     except (OSError, EOFError, SSHException) as error:
         if isinstance(error, BrokenPipeError):

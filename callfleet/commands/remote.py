@@ -42,7 +42,8 @@ def logs(what: str, site: str, since: str | None, follow: bool, lines: int | Non
     """Show the log of WHAT: a host or a fleet (our units there), a slot as HOST/SLOT, or a service (HOST/SERVICE).
 
     Services: proxy, front, and on the app host api, dialler, console and the stores. From several hosts, each line
-    begins with whose it is. Ctrl-C leaves nothing running on a host.
+    begins with whose it is. --follow shows the units that are there when it begins. Ctrl-C leaves nothing running on a
+    host.
 
     \b
     Exit codes: 0 shown, 1 not so, 64 usage, 130 ended by Ctrl-C.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -114,15 +116,22 @@ def test_what_is_planned_is_what_is_applied(offset: int, fleet: Fleet) -> None:
     assert differences(before, outside(fleet)) == []
 
 
+METRICS = 9101
 CHANGES: dict[str, Edit] = {
     "a setting": lambda site: site["core"]["environment"].update(GREETING="plan"),
     "who may call": lambda site: site.setdefault("firewall", {}).update(callers=["10.0.0.0/8", "fd00::/8"]),
+    "metrics for one host": lambda site: site.update(
+        ports={"metrics": METRICS}, metrics={"from": [list(site["fleets"]["eu1"]["hosts"].values())[1]["address"]]}
+    ),
     "silence before a call is given up": lambda site: site.setdefault("calls", {}).update(tunnel_timeout_seconds=91),
 }
 
 
-def test_what_changes_in_the_site_file_is_planned_with_its_reason(fleet: Fleet) -> None:
-    """Several changes at once under calls: reasons name old and new, busy slots wait, the rest is done; then all."""
+def test_what_changes_in_the_site_file_is_planned_with_its_reason(fleet: Fleet, tmp_path: Path) -> None:
+    """Several changes at once under calls: reasons name old and new, busy slots wait, the rest is done; then all.
+
+    The page of the plan says the same; metrics are there afterwards for the declared source, and for nobody else.
+    """
 
     def change(site: dict[str, Any]) -> None:
         for one in CHANGES.values():
@@ -133,7 +142,11 @@ def test_what_changes_in_the_site_file_is_planned_with_its_reason(fleet: Fleet) 
         with background(fleet, first), fleet.calls(name=first) as held:
             held.start(1)
             assert held.wait_open() == 1
-            made = plan(fleet, code=3)
+            made = plan(fleet, "--html", str(tmp_path / "plan.html"), code=3)
+            page = (tmp_path / "plan.html").read_text()
+            assert page.count("<td>recreate when its call has ended</td>") == 2
+            assert "environment GREETING: none -&gt; plan" in page
+            assert leaks(fleet.lab, page) == []
             host = next(one for one in made["hosts"] if one["name"] == first)
             waits = [c["subject"] for c in host["changes"] if c["waits"]]
             assert len(waits) == 2
@@ -150,7 +163,21 @@ def test_what_changes_in_the_site_file_is_planned_with_its_reason(fleet: Fleet) 
         assert {line.partition(": ")[2].split(" ")[-1] for line in planned(plan(fleet, code=2))} == set(waits)
         apply(fleet, code=0)
         plan(fleet, code=0)
+        metrics_are_for_one_host(fleet)
     apply(fleet, code=0)
+
+
+def metrics_are_for_one_host(fleet: Fleet) -> None:
+    """The second fleet host reads the slots of the first and both kinds of proxy; the hub is let in nowhere."""
+    first, second = fleet.fleet_names
+    curl = f"curl -sS -m 5 http://{fleet.lab.host(first).address}:{METRICS}"
+    slots = fleet.ssh(second, f"{curl}/metrics/slots")
+    assert slots.count('state="idle"} 1\n') == WORKERS
+    assert f'callfleet_slots{{stack="{STACK}",state="idle"}} {WORKERS}' in slots
+    for host in (first, fleet.lab.hub.name):
+        said = fleet.ssh(second, f"curl -sS -m 5 http://{fleet.lab.host(host).address}:{METRICS}/metrics")
+        assert "haproxy_server_current_sessions{" in said
+    assert fleet.ssh(fleet.lab.hub.name, f"{curl}/metrics >/dev/null 2>&1; echo $?").strip() == "28"
 
 
 def test_a_saved_plan_is_done_or_refused(fleet: Fleet, tmp_path: Path) -> None:
@@ -257,22 +284,63 @@ def test_one_slot_is_drained_and_the_others_serve(fleet: Fleet) -> None:
 # Looking
 
 
-def test_status_says_what_the_workers_say(fleet: Fleet) -> None:
+def test_status_says_what_the_workers_say(fleet: Fleet, tmp_path: Path) -> None:
     """Calls held and slots idle are those of the workers' own answers; looking changes nothing."""
+    first = fleet.fleet_names[0]
     before = outside(fleet)
     with fleet.calls() as held:
         held.start(3)
         assert held.wait_open() == 3
         fleet.until(lambda: sum(s["calls"] or 0 for h in fleet.fleet_names for s in fleet.slots(h)) == 3, 20, "3 calls")
-        done = callfleet(fleet, "status", fleet.lab.site, "--json")
+        done = callfleet(fleet, "status", fleet.lab.site, "--json", "--html", str(tmp_path / "status.html"))
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert (found["calls"], found["slots"]) == (3, {"idle": 5, "on a call": 3})
+        slots = [slot for host in found["hosts"] for slot in host["slots"]]
+        assert [slot["calls"] for slot in slots if slot["age"] is not None] == [1, 1, 1]
+        for host in found["hosts"]:
+            assert all(proxy["running"] and proxy["old"] is not None for proxy in host["proxies"])
+            assert {one["released"] for one in host["services"]} == {True}
+            assert min(one["days"] for one in host["certificates"]) > 0
+        page = (tmp_path / "status.html").read_text()
+        assert len(re.findall("<title>[^<]* slot [0-9]+: on a call;", page)) == 3
+        assert leaks(fleet.lab, page) == []
+        busy = next(
+            f"{host['name']}/{slot['slot']}" for host in found["hosts"] for slot in host["slots"] if slot["calls"]
+        )
+        inside = callfleet(fleet, "exec", busy, "--", "sh", "-c", "ls /tmp; exit 7")
+        assert (inside.returncode, "may disturb a live call" in inside.stderr) == (7, True)
+        assert ".sock" in inside.stdout
     assert differences(before, outside(fleet)) == []
-    for arguments in (["status", fleet.lab.site], ["explain", fleet.fleet_names[0]], ["history", fleet.lab.site]):
+    everywhere = callfleet(fleet, "exec", "eu1", "--", "uname", "-n")
+    assert sorted(line.split() for line in everywhere.stdout.splitlines()) == [[n, "|", n] for n in fleet.fleet_names]
+    for arguments in (["status", fleet.lab.site], ["explain", first], ["history", fleet.lab.site], ["logs", first]):
         text = callfleet(fleet, *arguments)
         assert text.returncode == 0, text.stderr
         assert "\x1b" not in text.stdout, "colours only on a terminal"
+
+
+def test_a_log_that_is_followed_leaves_nothing_behind(fleet: Fleet) -> None:
+    """New lines come as they are written; after Ctrl-C no reader is left on the host."""
+    first = fleet.fleet_names[0]
+    reader = "pgrep -fx 'journalctl .*--follow.*' || true"
+    with subprocess.Popen(
+        [*CALLFLEET, "logs", first, "--follow", "--lines", "0", "--site", fleet.lab.site],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as following:  # fmt: skip
+        fleet.until(lambda: fleet.ssh(first, reader).strip(), 60, "the log is followed")
+        fleet.ssh(first, f"systemctl restart callfleet-keeper@{STACK}.service")
+        watch = threading.Timer(60, following.kill)
+        watch.start()
+        assert following.stdout is not None
+        while "Started callfleet-keeper" not in (line := following.stdout.readline()):
+            assert line, "it ended, or nothing came"
+        watch.cancel()
+        following.send_signal(signal.SIGINT)
+        assert following.wait(timeout=60) == 130
+        assert following.stderr is not None
+        assert "Traceback" not in following.stderr.read()
+    fleet.until(lambda: not fleet.ssh(first, reader).strip(), 30, "nothing follows it any more")
 
 
 def test_nobody_to_ask_means_no(fleet: Fleet) -> None:
