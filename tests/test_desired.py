@@ -694,6 +694,23 @@ def test_sources_are_matched_in_their_own_family(tmp_path: Path) -> None:
     ]
 
 
+def test_logs_go_to_the_declared_target_and_to_nobody_otherwise(site: Site, tmp_path: Path) -> None:
+    """No container is made anew for it: definitions stay the same. Undeclared, what was laid down is taken away."""
+
+    def ship(data: dict[str, Any]) -> None:
+        data["logs"] = {"ship_to": {"host": "logs.acme.test", "port": 6514, "protocol": "udp"}}
+
+    shipping = made(tmp_path, ship)
+    laid = files(expected(shipping, "a"))["/etc/rsyslog.d/60-callfleet.conf"]
+    assert laid.check
+    assert laid.content.count(b'target="logs.acme.test" port="6514" protocol="udp"') == 2
+    compose = f"/opt/stacks/{site.brand.stack}/compose.yml"
+    assert files(expected(shipping, "a"))[compose].content == files(expected(site, "a"))[compose].content
+    (item,) = concern(site, "a", "logs").items
+    assert isinstance(item, Command)
+    assert (item.fact, item.wanted) == ("file:/etc/rsyslog.d/60-callfleet.conf", "")
+
+
 def metered(data: dict[str, Any]) -> None:
     """Metrics for one address, on a site with a host that is everything."""
     data["ports"] = {"metrics": 9101, "metrics_shared": 9102}
