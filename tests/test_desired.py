@@ -132,6 +132,25 @@ def test_retries_cover_every_host_twice(site: Site) -> None:
     assert "429" not in dispatch[: dispatch.index("backend dispatch_full")], "dispatch must never be sent twice"
 
 
+def test_hosts_come_and_go_without_another_configuration(tmp_path: Path) -> None:
+    """Up to three are one configuration of the ingress, whatever their slots; a fourth takes a reload."""
+
+    def many(data: dict[str, Any]) -> None:
+        for n, name in enumerate("cde"):
+            data["fleets"]["eu1"]["hosts"][name] = {"address": f"10.1.0.{50 + n}", "workers": 9}
+            data["tls"]["internal"]["hosts"][name] = "file:a.pem"
+
+    site = made(tmp_path, many)
+    found = {
+        hosts: digests(site, registered=frozenset(hosts), registered_before=frozenset(hosts))[
+            "front/front configuration"
+        ]
+        for hosts in ("", "a", "ab", "abc", "cde", "abcd", "abcde")
+    }
+    assert len(set(list(found.values())[:5])) == 1
+    assert found["abcd"] == found["abcde"] != found["abc"]
+
+
 def test_the_host_proxy_writes_no_line_for_each_call(site: Site) -> None:
     """Its output has a reader only while dockerd runs: a full pipe would stop every call of the host."""
     assert "-q" in compose(expected(site, "a"), "cxb-fleet")["proxy"]["entrypoint"]

@@ -170,10 +170,10 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
     """The front's configuration, and the hash that the running proxy reports once it runs it."""
     site, host = context.site, context.host
     ingress = "ingress" in host.roles
-    hosts = len(site.fleet_hosts)
+    hosts = context.registered_hosts
     # Two rounds over all hosts. In steps, because more retries take a reload and a new host shall not.
-    retries = 2 * next(step for step in (3 * 2**n for n in range(32)) if step >= hosts)
-    slots = 1 << max(6, sum(one.workers for one in site.fleet_hosts) - 1).bit_length()
+    retries = 2 * next(step for step in (3 * 2**n for n in range(32)) if step >= len(hosts))
+    slots = 1 << max(6, (sum(one.workers for one in hosts) - 1).bit_length())
     named = servers(context)
     pools = [
         {"backend": backend, "servers": [one for one in named if one.backend == backend], "retries": retries}

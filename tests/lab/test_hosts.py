@@ -22,6 +22,7 @@ from lab import hosts
 from tests.lab.background import begin, came_through, hang_up
 from tests.lab.fleet import ROOT, STACK, WORKERS, Fleet
 from tests.lab.look import INGRESS, ask_proxy
+from tests.lab.test_ingress import processes
 from tests.lab.test_operator import CALLFLEET, apply, callfleet
 from tests.lab.test_variants import small_lab
 
@@ -131,7 +132,7 @@ def test_a_host_that_will_not_do_leaves_nothing_behind(site: Fleet) -> None:
 
 def test_a_third_host_joins_under_calls(site: Fleet) -> None:
     """8 calls go on; the entry is written, the apply registers it in all three places, new calls land on it."""
-    began = time.time()
+    began, front = time.time(), processes(site)
     same = {name: containers(site, name) for name in (FIRST, SECOND)}
     with site.calls() as held:
         held.start(2 * WORKERS)
@@ -150,6 +151,7 @@ def test_a_third_host_joins_under_calls(site: Fleet) -> None:
         held.stop()
         assert held.report().clean, held.report().gaps[:5]
     assert {name: containers(site, name) for name in (FIRST, SECOND)} == same
+    assert processes(site) == front, "the ingress was not reloaded"
     assert doubled(site, began, FIRST, SECOND, THIRD) == []
     assert callfleet(site, "plan", site.lab.site).returncode == 0
 
@@ -160,7 +162,7 @@ def test_a_host_whose_workers_are_broken_is_not_registered(site: Fleet) -> None:
     # Its workers cannot fetch their configuration from the API.
     rule = f"to {site.lab.hub.address} ipproto tcp dport 443 prohibit"
     site.ssh(FOURTH, f"ip rule add {rule}")
-    same = {name: containers(site, name) for name in (FIRST, SECOND, THIRD)}
+    same, front = {name: containers(site, name) for name in (FIRST, SECOND, THIRD)}, processes(site)
     with site.calls() as held:
         held.start(WORKERS)
         assert held.wait_open() == WORKERS
@@ -176,6 +178,7 @@ def test_a_host_whose_workers_are_broken_is_not_registered(site: Fleet) -> None:
         held.stop()
         assert held.report().clean, held.report().gaps[:5]
     assert {name: containers(site, name) for name in (FIRST, SECOND, THIRD)} == same
+    assert processes(site) == front
     assert written(site) == before
     left = f"ls -d /etc/callfleet /opt/stacks /var/lib/{STACK} /run/{STACK} /usr/local/lib/callfleet 2>/dev/null; true"
     assert site.ssh(FOURTH, left) == ""
@@ -185,7 +188,7 @@ def test_a_host_whose_workers_are_broken_is_not_registered(site: Fleet) -> None:
 
 def test_a_host_grows_and_shrinks_under_calls(site: Fleet) -> None:
     """4 to 6: two more calls fit at once. 6 to 3: what is on a call stays until it ends, then there are three."""
-    began = time.time()
+    began, front = time.time(), processes(site)
     with site.calls(name=FIRST) as held:
         held.start(WORKERS)
         assert held.wait_open() == WORKERS
@@ -203,6 +206,7 @@ def test_a_host_grows_and_shrinks_under_calls(site: Fleet) -> None:
     site.until(lambda: all(slot["calls"] == 0 for slot in site.slots(FIRST)), 30, "all slots idle")
     apply(site, code=0)
     assert [(slot["slot"], slot["state"]) for slot in site.slots(FIRST)] == [(n, "idle") for n in (1, 2, 3)]
+    assert processes(site) == front
     assert "maxconn 3 " in site.ssh("hub", f"grep 'server {FIRST} ' /etc/callfleet/ingress/haproxy.cfg")
     with site.calls(name=FIRST) as held:
         held.start(4)
@@ -216,7 +220,7 @@ def test_a_host_grows_and_shrinks_under_calls(site: Fleet) -> None:
 
 def test_a_host_leaves_once_its_calls_have_ended(site: Fleet) -> None:
     """New calls stop at once; its four end by themselves, their results arrive; then it is gone from all places."""
-    began = time.time()
+    began, front = time.time(), processes(site)
     count = int(site.ssh(THIRD, f"find /var/lib/{STACK}/recordings -type f | wc -l"))
     assert count > 0
     refused = callfleet(site, "host", "remove", THIRD, "--yes")
@@ -243,6 +247,7 @@ def test_a_host_leaves_once_its_calls_have_ended(site: Fleet) -> None:
     for session in sessions:
         came_through(site, THIRD, session)
     assert places(site, THIRD) == (False, False, False)
+    assert processes(site) == front
     assert THIRD not in "".join(written(site))
     assert site.ssh(THIRD, "docker ps -q") == ""
     assert doubled(site, began, FIRST, SECOND, THIRD) == []
