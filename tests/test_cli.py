@@ -110,6 +110,9 @@ VERBS = [
     ["fleet", "add"],
     ["fleet", "remove"],
     ["doctor"],
+    ["certificates", "list"],
+    ["certificates", "authority"],
+    ["certificates", "issue"],
     ["validate"],
 ]
 

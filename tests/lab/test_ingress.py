@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from lab.ca import PUBLIC_CA, Authority, write_private
+from callfleet.authority import Authority
+from callfleet.secrets import write_private
+from lab.ca import PUBLIC_CA
 from tests.lab.fleet import WORKERS, Fleet
 from tests.lab.look import ask_proxy, outside, show_stat, touched
 from tests.lab.test_operator import applied, apply, plan, planned
