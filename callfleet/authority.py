@@ -61,13 +61,15 @@ class Authority:
                 return cls(certificate, private)
         raise CallfleetError("the authority's key belongs to none of its certificates")
 
-    def issue(self, name: str, also: Sequence[str] = (), *, client: bool = False) -> bytes:
+    def issue(
+        self, name: str, also: Sequence[str] = (), *, client: bool = False, valid: timedelta = CERTIFICATE_VALID
+    ) -> bytes:
         """One PEM, certificate then key, for a server of these names and addresses, or for a client named `name`.
 
         A new EC P-256 key each time. It ends with the authority at the latest.
         """
         key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-        until = min(now + CERTIFICATE_VALID, self.certificate.not_valid_after_utc)
+        until = min(now + valid, self.certificate.not_valid_after_utc)
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         names = [_alternative(each) for each in (name, *also)]
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.certificate.public_key())  # type: ignore[arg-type]

@@ -14,17 +14,20 @@ from callfleet.certificates import INGRESS, Declared, declared, described, unfit
 from callfleet.credentials import Credentials
 from callfleet.document import shown
 from callfleet.errors import CallfleetError
+from callfleet.secrets import SecretRef
 from callfleet.site import Site
-from callfleet.site.schema import InternalAuthority
+from callfleet.site.schema import Acme, InternalAuthority
 
-INTERNAL = ("tls", "internal")
+INTERNAL, PUBLIC = ("tls", "internal"), ("tls", "certificates")
+PLACEHOLDER_VALID = timedelta(days=7)
 
 
 class Source(StrEnum):
-    """Where a certificate comes from: the operator's own file, or this tool by the site's authority."""
+    """Where a certificate comes from: the operator's own file, or this tool by the site's authority or by ACME."""
 
     OWN = "own file"
     SITE = "site CA"
+    ACME = "ACME"
 
 
 class State(StrEnum):
@@ -103,6 +106,9 @@ def _source(site: Site, each: Declared) -> Source:
     internal = site.tls.internal
     if internal is not None and internal.authority is not None and each.place[:2] == INTERNAL:
         return Source.SITE
+    acme = site.tls.acme
+    if acme is not None and each.place[:2] == PUBLIC and each.place[2] in acme.names:
+        return Source.ACME
     return Source.OWN
 
 
@@ -165,9 +171,69 @@ def internal_certificates(site: Site, wanted: Collection[str], *, every: bool) -
     ]
 
 
-def issue(site: Site, authority: Authority, each: Declared) -> bytes:
+def renewed(site: Site, authority: Authority, each: Declared) -> bytes:
     """A new certificate and key for one place. The ingress verifies a host by its public name (`verifyhost`)."""
     if each.place == (*INTERNAL, "ingress"):
         return authority.issue(INGRESS, client=True)
     host = site.host(str(each.place[-1]))
     return authority.issue(host.public_name or host.name, (host.name, *host.addresses))
+
+
+# By ACME
+
+
+@dataclass(frozen=True)
+class Order:
+    """One certificate to be obtained: for which names, into which file, and how what lies there is."""
+
+    names: tuple[str, ...]
+    reference: SecretRef
+    state: State
+    until: datetime | None
+
+    @property
+    def why(self) -> str:
+        """The state as a reason."""
+        end = f", ends {self.until:%Y-%m-%d}" if self.until else ""
+        return {State.FINE: "fine", State.RENEW: "near its end", State.WRONG: "of no use", State.MISSING: "missing"}[
+            self.state
+        ] + end
+
+
+def acme_of(site: Site) -> Acme:
+    """The declared authority that speaks ACME. CallfleetError where there is none."""
+    if site.tls.acme is None:
+        raise CallfleetError(
+            f"{site.path.name} has no certificates by ACME; expected tls.acme, with `directory`, `account_key` "
+            "and `names`. Without it, public certificates are your own files."
+        )
+    return site.tls.acme
+
+
+def orders(site: Site, wanted: Collection[str], *, every: bool) -> list[Order]:
+    """The certificates to be obtained: those of the names given, all, or else those that are not fine.
+
+    Names that share a file share a certificate. CallfleetError for a name that is not obtained by ACME.
+    """
+    acme = acme_of(site)
+    if unknown := [name for name in wanted if name not in acme.names]:
+        raise CallfleetError(
+            f"{', '.join(unknown)}: not among tls.acme.names. There are: {', '.join(sorted(acme.names))}"
+        )
+    held = {str(one.declared.place[2]): one for one in survey(site) if one.source is Source.ACME}
+    together: dict[SecretRef, list[str]] = {}
+    for name in acme.names:
+        together.setdefault(site.tls.certificates[name], []).append(name)
+    found = []
+    for reference, names in together.items():
+        worst = max((held[name] for name in names), key=lambda one: list(State).index(one.state))
+        due = every or worst.state is not State.FINE
+        if any(name in wanted for name in names) if wanted else due:
+            found.append(Order(tuple(names), reference, worst.state, worst.until))
+    return found
+
+
+def placeholder(order: Order) -> bytes:
+    """A certificate that nobody trusts, and a key: with it the proxy starts, which must run to answer challenges."""
+    first, *others = order.names
+    return Authority.make("placeholder").issue(first, others, valid=PLACEHOLDER_VALID)

@@ -113,6 +113,7 @@ VERBS = [
     ["certificates", "list"],
     ["certificates", "authority"],
     ["certificates", "issue"],
+    ["certificates", "obtain"],
     ["validate"],
 ]
 

@@ -73,6 +73,8 @@ def test_from_nothing_to_mutual_tls_of_the_sites_own(tmp_path: Path) -> None:
     assert answer["exit"] == 1
     assert set(states(answer).values()) == {"fine", "missing"}
     assert f"Next: callfleet certificates authority {file}\n" in run(file).output
+    verbs = ["authority", "issue", "issue", "issue"]
+    assert [line.split()[-2] for line in unusable(load_site(file)) if "Next:" in line] == verbs
 
     made = run(file, "authority")
     assert made.exit_code == 0, made.output
@@ -264,3 +266,60 @@ def test_the_authoritys_key_is_read_by_issue_alone(tmp_path: Path) -> None:
     site: Site = load_site(file)
     assert unusable(site) == []
     assert listed(file)["exit"] == 0
+
+
+# By ACME
+
+
+def acme(folder: Path, **files: str) -> Path:
+    """A site that has the names' certificates obtained, each into its file."""
+
+    def edit(data: dict[str, Any]) -> None:
+        names = {f"{name}.acme.test": f"file:{file}.pem" for name, file in files.items()}
+        data["tls"]["certificates"] |= names
+        entry = {"directory": "https://localhost:1/dir", "account_key": "file:account.pem", "names": [*names]}
+        data["tls"]["acme"] = entry
+
+    return laid(folder, edit)
+
+
+def test_names_that_share_a_file_are_one_order(tmp_path: Path) -> None:
+    """And only what is not fine is ordered; named ones are in any case."""
+    file = acme(tmp_path, calls="front", console="front", api="api")
+    shared = authority().issue("calls.acme.test", ("console.acme.test",))
+    for name, content in (("front", shared), ("api", authority().issue("api.acme.test"))):
+        file.with_name(f"{name}.pem").write_bytes(content)
+        file.with_name(f"{name}.pem").chmod(0o600)
+    done = run(file, "obtain", "--dry-run")
+    assert (done.exit_code, done.output) == (0, "Every certificate by ACME is fine; see --all.\n")
+    done = run(file, "obtain", "console.acme.test", "--dry-run")
+    assert done.exit_code == 2
+    assert done.output.startswith("would obtain calls.acme.test, console.acme.test (fine, ends ")
+    assert len(run(file, "obtain", "--all", "--dry-run").output.splitlines()) == 2
+    file.with_name("api.pem").unlink()
+    assert run(file, "obtain", "--dry-run").output == "would obtain api.acme.test (missing) into file:api.pem\n"
+    assert f"Next: callfleet certificates obtain {file} && callfleet apply {file}\n" in run(file).output
+    refused = run(file, "obtain", "a.acme.test", "--dry-run")
+    assert "not among tls.acme.names. There are: api.acme.test" in str(refused.exception)
+    none = run(laid(tmp_path), "obtain")
+    assert "no certificates by ACME; expected tls.acme" in str(none.exception)
+
+
+def test_a_placeholder_lets_the_proxies_start_and_is_due_at_once(tmp_path: Path) -> None:
+    """Only where there is no certificate; it counts as one that ends soon."""
+    file = acme(tmp_path, calls="calls", api="api")
+    kept = authority().issue("api.acme.test")
+    file.with_name("api.pem").write_bytes(kept)
+    file.with_name("api.pem").chmod(0o600)
+    run(file, "authority")
+    run(file, "issue")
+    done = run(file, "obtain", "--placeholder")
+    assert done.exit_code == 0, done.output
+    assert f"Next: callfleet apply {file} --limit front --limit app, then callfleet certificates obtain" in done.output
+    assert file.with_name("api.pem").read_bytes() == kept
+    assert file.with_name("calls.pem").stat().st_mode & 0o777 == 0o600
+    assert unusable(load_site(file)) == []
+    answer = listed(file)
+    (entry,) = (one for one in answer["certificates"] if one["for"] == "public: calls.acme.test")
+    assert (answer["exit"], entry["state"], entry["source"], entry["issuer"]) == (2, "renew", "ACME", "placeholder")
+    assert run(file, "obtain", "--dry-run").exit_code == 2

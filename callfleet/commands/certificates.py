@@ -11,6 +11,7 @@ import click
 from callfleet.authority import PEM, Authority
 from callfleet.certificates import pair_findings
 from callfleet.commands.common import DONE, FAILED, SITE, echo_json, json_option, open_site, show, table
+from callfleet.commands.obtain import TO_RENEW, obtain
 from callfleet.errors import CallfleetError, shown_path
 from callfleet.renewal import (
     Held,
@@ -20,16 +21,11 @@ from callfleet.renewal import (
     authority_of,
     internal_certificates,
     open_authority,
+    renewed,
     survey,
-)
-from callfleet.renewal import (
-    issue as issued,
 )
 from callfleet.secrets import SecretError, file_path, store, write_private
 from callfleet.site import Site
-
-TO_RENEW = 2
-"""Exit code: fine today, and something is to be renewed; the same as a plan with changes."""
 
 
 class Certificates(click.Group):
@@ -51,7 +47,11 @@ def certificates() -> None:
     callfleet certificates prod                 what each is for, who issued it, how long it lasts
     callfleet certificates authority prod       once: the site's own authority, for mutual TLS inside
     callfleet certificates issue prod           by that authority: what is missing or near its end
+    callfleet certificates obtain prod          public ones by ACME: what is missing or near its end
     """
+
+
+certificates.add_command(obtain)
 
 
 @certificates.command("list")
@@ -137,9 +137,12 @@ def next_steps(held: list[Held], site: str) -> list[str]:
     lost = [one for one in ours if one.declared.use is None and one.state is State.MISSING]
     if lost:
         found.append(f"callfleet certificates authority {site}")
+    if any(one.source is Source.ACME for one in due):
+        found.append(f"callfleet certificates obtain {site} && callfleet apply {site}")
     if any(one.declared.use is not None for one in ours):
         found.append(f"callfleet certificates issue {site} && callfleet apply {site}")
-    by_hand = [one for one in due if one not in lost and (one.source is Source.OWN or one.declared.use is None)]
+    by_hand = [one for one in due if one.source is Source.OWN]
+    by_hand += [one for one in ours if one.declared.use is None and one not in lost]
     if by_hand:
         places = dict.fromkeys(str(one.declared.reference) for one in by_hand)
         found.append(f"put a new certificate at {', '.join(places)}, then callfleet apply {site}")
@@ -212,7 +215,7 @@ def issue(site: str, names: tuple[str, ...], every: bool) -> None:
         )
     opened = open_authority(loaded)
     for name, each in chosen:
-        content = issued(loaded, opened, each)
+        content = renewed(loaded, opened, each)
         assert each.use is not None and not isinstance(each.reference, str)  # noqa: S101, PT018 - chosen so
         now = datetime.now(UTC)
         if findings := list(pair_findings(content, now, each.use, each.names, opened.certificate.public_bytes(PEM))):

@@ -240,6 +240,24 @@ class InternalTls(Strict):
     hosts: dict[Name, Reference] = Field(default_factory=dict)
 
 
+class Acme(Strict):
+    """An authority that issues public certificates by ACME (RFC 8555), and the names whose certificates it issues.
+
+    Names whose entries under `tls.certificates` are the same file share one certificate. `ca` is a path: the authority
+    behind the directory's own certificate, where it is a private one.
+    """
+
+    directory: Annotated[
+        str, text(lambda v: v.startswith("https://") and _is_url(v), "the https URL of an ACME directory")
+    ]  # fmt: skip
+    contact: Annotated[
+        str, text(re.compile(r"[^@\s:]+@[A-Za-z0-9.-]+").fullmatch, "a mail address")
+    ] | None = None  # fmt: skip
+    account_key: Reference
+    names: Annotated[tuple[DnsName, ...], BeforeValidator(_distinct), Field(min_length=1)]
+    ca: FilePath | None = None
+
+
 class Tls(Strict):
     """Certificates by the public names they cover, each one PEM file with chain and key.
 
@@ -249,6 +267,7 @@ class Tls(Strict):
     certificates: dict[CertificateName, Reference] = Field(default_factory=dict)
     ca_bundle: FilePath | None = None
     internal: InternalTls | None = None
+    acme: Acme | None = None
     renew_days: Annotated[int, whole(1, 365, "days")] = 30
 
 
