@@ -37,6 +37,14 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
+class Described(NamedTuple):
+    """What a certificate says of itself; of several authorities in one file, the one that lasts longest."""
+
+    names: tuple[str, ...]
+    issuer: str
+    until: datetime
+
+
 @dataclass(frozen=True)
 class Declared:
     """A certificate of the site file: its place, and what it is for. Without `use` it is a file of authorities."""
@@ -180,6 +188,21 @@ def served(pem: bytes) -> Served | None:
         return None
 
 
+def described(content: bytes, use: x509.ObjectIdentifier | None) -> Described | None:
+    """What is in a certificate's file, if it can be read; without `use` it is a file of authorities."""
+    parsed = _parsed(content, PAIR)
+    if isinstance(parsed, Finding) or not parsed[0]:
+        return None
+    one = parsed[0][0] if use else max(parsed[0], key=lambda each: each.not_valid_after_utc)
+    names = sorted(_alternatives(one)) if use == ExtendedKeyUsageOID.SERVER_AUTH else []
+    issuer = next((str(each.value) for each in one.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)), "")
+    if one.issuer == one.subject:
+        issuer = "itself"
+    elif not issuer:
+        issuer = one.issuer.rfc4514_string()
+    return Described(tuple(names) or (_common_name(one),), issuer, one.not_valid_after_utc)
+
+
 def _parsed(content: bytes, expected: str) -> tuple[list[x509.Certificate], list[PrivateKeyTypes]] | Finding:
     """The certificates and keys of a PEM in their order, or why it cannot be read."""
     if not content.strip():
@@ -272,16 +295,19 @@ def _purpose(certificate: x509.Certificate, use: x509.ObjectIdentifier) -> Itera
 
 
 def _names(certificate: x509.Certificate, wanted: Sequence[str]) -> Iterator[Finding]:
-    try:
-        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        covered: set[str] = set()
-    else:
-        covered = {name.lower() for name in alternative.get_values_for_type(x509.DNSName)}
+    covered = _alternatives(certificate)
     missing = [name for name in wanted if not covered & {name, f"*.{name.partition('.')[2]}"}]
     if missing:
         has = ", ".join(sorted(covered)[:5]) or "no name (subjectAltName)"
         yield Finding(f"a certificate for {has}", f"one that covers {', '.join(missing)}")
+
+
+def _alternatives(certificate: x509.Certificate) -> set[str]:
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {name.lower() for name in alternative.get_values_for_type(x509.DNSName)}
 
 
 def _common_name(certificate: x509.Certificate) -> str:

@@ -17,6 +17,7 @@ click.UsageError.exit_code = USAGE_ERROR
 
 VERBS = {
     "apply": "callfleet.commands.plan:apply",
+    "certificates": "callfleet.commands.certificates:certificates",
     "doctor": "callfleet.commands.doctor:doctor",
     "exec": "callfleet.commands.remote:exec_",
     "explain": "callfleet.commands.status:explain",

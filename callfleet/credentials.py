@@ -64,5 +64,17 @@ def unusable(site: Site) -> list[str]:
         except CallfleetError as error:
             where = Problem(site.path, shown(place), "", line=site.lines.get(place)).place
             hint = f"\n    Expected {certificates[place].expected}." if place in certificates else ""
+            hint += _made_by(site, place)
             problems.append(f"{where}: {error}{hint}")
     return [*problems, *map(str, unfit(site, contents))]
+
+
+def _made_by(site: Site, place: Place) -> str:
+    """The command that makes the certificate of a place, where there is one."""
+    internal, acme = site.tls.internal, site.tls.acme
+    if internal is not None and internal.authority is not None and place[:2] == ("tls", "internal"):
+        verb = "authority" if place[2] == "ca" else "issue"
+        return f" Next: callfleet certificates {verb} {site.name}"
+    if acme is not None and place[:2] == ("tls", "certificates") and place[2] in acme.names:
+        return f" Next: callfleet certificates obtain {site.name}"
+    return ""

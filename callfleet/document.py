@@ -26,7 +26,8 @@ LARGEST_BYTES = 1_000_000
 MOST_VALUES = 100_000
 _SECRET_KEY = re.compile(r"secret|passw|token|credential|private|pem$|api_?key", re.IGNORECASE)
 _SECRET_PLACES: tuple[Place, ...] = (("secrets",), ("tls", "certificates"), ("tls", "internal", "ingress"),
-                                     ("tls", "internal", "hosts"))  # fmt: skip
+                                     ("tls", "internal", "hosts"), ("tls", "internal", "authority", "key"),
+                                     ("tls", "acme", "account_key"))  # fmt: skip
 
 
 class Strict(BaseModel):

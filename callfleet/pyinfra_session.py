@@ -65,14 +65,22 @@ class Session:
     """A site's hosts, connected. A context manager: locks are given back and connections closed at its end.
 
     `limit` names hosts, fleets or roles; `only` the concerns that a run is about, None: all. The site may be one that
-    is not written to its file yet.
+    is not written to its file yet. Without `credentials` hosts can only be asked: whether the site's secrets and
+    certificates are of use does not matter then.
     """
 
     def __init__(
-        self, site: Site, limit: Collection[str] = (), *, quiet: bool = True, only: Collection[str] | None = None
+        self,
+        site: Site,
+        limit: Collection[str] = (),
+        *,
+        quiet: bool = True,
+        only: Collection[str] | None = None,
+        credentials: bool = True,
     ) -> None:
         refuse_unedited(site)
-        refuse_unusable(site)
+        if credentials:
+            refuse_unusable(site)
         use_site(site)
         self.site = site
         self.unreached: dict[str, str] = {}

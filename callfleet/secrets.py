@@ -104,6 +104,39 @@ def file_path(ref: SecretRef, base_dir: Path) -> Path:
     return base_dir / Path(ref.target).expanduser()
 
 
+def write_private(path: Path, content: bytes, *, keep: bool = False) -> None:
+    """Write a file that only its owner may read, never visible half written or with another mode.
+
+    With `keep`, what lay there stays beside it as `NAME.old`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if keep and path.exists():
+        write_private(path.with_name(f"{path.name}.old"), path.read_bytes())
+    candidate = path.with_name(f".{path.name}.new")
+    candidate.unlink(missing_ok=True)
+    with os.fdopen(os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    candidate.replace(path)
+
+
+def store(ref: SecretRef, base_dir: Path, content: bytes) -> Path:
+    """Put new content where a `file:` reference points, and keep the old one beside it; the file's path.
+
+    SecretError, with nothing written, for another reference or where no file can be written.
+    """
+    if ref.scheme != "file":
+        raise SecretError(f"{ref}: callfleet writes only what a file: reference names. Put it there by your own means.")
+    path = file_path(ref, base_dir)
+    try:
+        path = path.resolve()
+        write_private(path, content, keep=True)
+    except (OSError, RuntimeError) as error:
+        raise SecretError(f"{ref}: {path} cannot be written: {error}") from None
+    return path
+
+
 def _from_env(ref: SecretRef, _base_dir: Path) -> bytes:
     if ref.target not in os.environ:
         raise SecretError(f"{ref}: this environment variable is not set. Set it before running callfleet.")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from callfleet.secrets import write_private
 from lab import network, paths
-from lab.ca import public_names, write_private
+from lab.ca import public_names
 from lab.model import FLEET, REGISTRY_PORT, Lab
 from lab.registry import USERNAME
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from callfleet.secrets import write_private
 from lab import apt, ca, cgroups, hosts, inventory, mounts, network, paths, registry, requirements, rootfs
 from lab.errors import LabError
 from lab.locks import locked
@@ -109,7 +110,7 @@ def _pin_host_keys(lab: Lab) -> None:
     for host in lab.hosts:
         key = (host.upper / "etc/ssh/ssh_host_ed25519_key.pub").read_text().rsplit(" ", 1)[0]
         lines.append(f"{host.address},{host.address6},{host.name},{host.name}.{lab.domain} {key}\n")
-    ca.write_private(lab.known_hosts, "".join(lines).encode())
+    write_private(lab.known_hosts, "".join(lines).encode())
 
 
 def _fill_registry(lab: Lab, say: Say) -> dict[str, str]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import bcrypt
 
+from callfleet.secrets import write_private
 from lab import hosts, paths
-from lab.ca import write_private
 from lab.errors import LabError
 from lab.locks import locked
 from lab.model import REGISTRY_PORT, Lab

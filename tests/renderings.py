@@ -11,11 +11,11 @@ from typing import Any
 
 from site_files import REPOSITORY
 
+from callfleet.authority import Authority
 from callfleet.desired import Context, expected_host
 from callfleet.expected import Concern, ExpectedHost, File
 from callfleet.secrets import SecretRef
 from callfleet.site import Site, load_site
-from lab.ca import Authority
 
 SHIPPED = ("local", "staging", "prod")
 

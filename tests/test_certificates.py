@@ -22,9 +22,9 @@ from cryptography.x509.oid import NameOID
 from renderings import authority, certificate_only
 from site_files import valid, write_site
 
+from callfleet.authority import Authority
 from callfleet.credentials import unusable
 from callfleet.site import Site, load_site
-from lab.ca import Authority
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

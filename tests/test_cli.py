@@ -110,6 +110,10 @@ VERBS = [
     ["fleet", "add"],
     ["fleet", "remove"],
     ["doctor"],
+    ["certificates", "list"],
+    ["certificates", "authority"],
+    ["certificates", "issue"],
+    ["certificates", "obtain"],
     ["validate"],
 ]
 

@@ -693,6 +693,34 @@ def test_each_role_opens_its_ports_and_no_others(site: Site) -> None:
     assert accepted(site, "app") == ["tcp 22", "tcp 443"]
 
 
+def test_port_80_is_there_for_acme_alone(site: Site, tmp_path: Path) -> None:
+    """On every front, and on the fleet host whose own name is obtained: it sends the authority to a front."""
+
+    def declare(data: dict[str, Any]) -> None:
+        names = ["calls.acme.test", "a.acme.test"]
+        data["tls"]["certificates"] |= {name: f"file:{name}.pem" for name in names}
+        data["tls"]["acme"] = {"directory": "https://acme.test/dir", "account_key": "file:k.pem", "names": names}
+
+    with_acme = made(tmp_path, declare)
+    for host, opened in (("front", True), ("app", True), ("a", True), ("b", False)):
+        assert "tcp 80" not in accepted(site, host)
+        assert ("tcp 80" in accepted(with_acme, host)) == opened
+        before, after = (
+            next(text for path, text in configurations(one, host).items() if path.endswith("haproxy.cfg"))
+            for one in (site, with_acme)
+        )
+        assert "bind :80\n" not in before
+        assert ("bind :80\n" in after) == opened
+    assert "map_str(virt@challenges)" in configurations(with_acme, "front")["/etc/callfleet/ingress/haproxy.cfg"]
+    sent = configurations(with_acme, "a")["/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"]
+    assert "location http://calls.acme.test%[path] if challenge" in sent
+
+
+def configurations(site: Site, host: str) -> dict[str, str]:
+    """The files of a host as text."""
+    return {path: file.content.decode(errors="replace") for path, file in files(expected(site, host)).items()}
+
+
 def test_sources_are_matched_in_their_own_family(tmp_path: Path) -> None:
     """A list without a family leaves that family closed."""
 

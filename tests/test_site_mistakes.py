@@ -61,6 +61,22 @@ def cut(path: str) -> Change:
     return change
 
 
+def both(*changes: Change) -> Change:
+    """Several changes as one."""
+
+    def change(site: dict[str, Any]) -> None:
+        for one in changes:
+            one(site)
+
+    return change
+
+
+def acme(**over: object) -> Change:
+    """A change that has the ingress's certificate obtained by ACME, otherwise than is right."""
+    right = {"directory": "https://acme.test/dir", "account_key": "file:k.pem", "names": ["calls.acme.test"]}
+    return put("tls.acme", right | over)
+
+
 # what is done to the valid site, the path that must be named, words that the message must hold
 MISTAKES: dict[str, tuple[Change, str, str]] = {
     "key unknown": (put("domian", "x"), "domian", "Did you mean domain?"),
@@ -166,6 +182,39 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         "tls.internal.hosts.c",
         "a fleet host's name",
     ),
+    "ACME without TLS": (acme(directory="http://acme.test/dir"), "tls.acme.directory", "the https URL"),
+    "ACME for nobody": (acme(contact="mailto:ops@acme.test"), "tls.acme.contact", "a mail address"),
+    "ACME for a wildcard": (acme(names=["*.acme.test"]), "tls.acme.names[0]", "a host name in lower case"),
+    "ACME for no name": (acme(names=[]), "tls.acme.names", "at least 1"),
+    "ACME for a name under a wildcard": (acme(names=["api.acme.test"]), "tls.acme.names[0]", "an entry of its own"),
+    "ACME for a name that nobody serves": (
+        both(
+            put("tls.certificates", {"*.acme.test": "file:w.pem", "x.acme.test": "file:x.pem"}),
+            acme(names=["x.acme.test"]),
+        ),
+        "tls.acme.names[0]",
+        "a name that a host of this site answers",
+    ),
+    "ACME into a command": (
+        both(put("tls.certificates", {"*.acme.test": "file:w.pem", "calls.acme.test": "command:pass x"}), acme()),
+        'tls.certificates["calls.acme.test"]',
+        "a file: reference, where the certificate is written",
+    ),
+    "ACME into another's file": (
+        both(put("tls.certificates", {"*.acme.test": "file:w.pem", "calls.acme.test": "file:w.pem"}), acme()),
+        'tls.certificates["calls.acme.test"]',
+        "a file that is obtained by ACME as a whole",
+    ),
+    "ACME where something else has the port": (
+        both(
+            put("tls.certificates", {"*.acme.test": "file:w.pem", "calls.acme.test": "file:c.pem"}),
+            put("hosts.front.open_ports", [{"port": 80, "comment": "a page"}]),
+            acme(),
+        ),
+        "hosts.front.open_ports[0].port",
+        "80 for open_ports (a page) on front, where challenges of ACME has it",
+    ),
+    "days that are none": (put("tls.renew_days", 0), "tls.renew_days", "days from 1 to 365"),
     "internal TLS missing": (cut("tls.internal"), "tls.internal", "mutual TLS"),
     "secret undeclared": (cut("secrets.core_secret"), "secrets.core_secret", "what workers show"),
     "secret misspelt": (put("registry.password", "registry_pasword"), "registry.password", "registry_password"),
@@ -342,6 +391,8 @@ PEM = f"-----BEGIN PRIVATE KEY-----\n{WORD}\n-----END PRIVATE KEY-----\n"
         put("tls.certificates", {"*.acme.test": WORD}),
         put("tls.internal.ingress", WORD),
         put("tls.internal.hosts.a", PEM),
+        put("tls.internal.authority", {"key": PEM}),
+        put("tls.acme", {"account_key": PEM}),
         put("ssh.key", PEM),
         put("core.environment", {"SOME_TOKEN": WORD}),
         put("core.environment", {"SOME_TOKEN": [WORD]}),

@@ -57,6 +57,8 @@ def rules(context: Context, ssh_ports: set[int]) -> list[Rule]:
         found += _limited(port, "ssh", site.firewall.ssh_from)
     if host.ports.front is not None:
         found.append(Rule(host.ports.front, "front"))
+    if host.ports.http is not None:
+        found.append(Rule(host.ports.http, "challenges of ACME"))
     if host.ports.fleet is not None:
         found += _limited(host.ports.fleet, "fleet", site.firewall.callers)
     if host.ports.mtls is not None:

@@ -50,6 +50,8 @@ TLS_OPTIONS = f"ssl verify required ca-file {CA} crt {CLIENT}"
 MAX_RELOADS = 50
 """Former processes that may still finish their calls; the oldest beyond it would be ended by HAProxy, calls and all."""
 CONFIG = f"{FOLDER}/haproxy.cfg"
+CHALLENGES = "virt@challenges"
+"""The proxy's map of answers to ACME challenges, token to answer; in its memory alone, and empty but for moments."""
 
 
 def _program(module: str) -> str:
@@ -124,6 +126,11 @@ def state_script(word: str, names: Iterable[str]) -> str:
     )
 
 
+def challenge_script(words: Iterable[str]) -> str:
+    """Script by which the running proxy answers challenges (`set TOKEN=ANSWER...`), or no longer (`clear TOKEN...`)."""
+    return f"{_program('challenges')} --admin-socket {ADMIN_SOCKET} --map {CHALLENGES} {shlex.join(words)}"
+
+
 def _runtime(
     context: Context, tls: tuple[File, ...], file: File, digest: str, before: tuple[Server, ...] | None
 ) -> Runtime:
@@ -195,6 +202,8 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
         # By name: a certificate that is no longer declared may still lie in the folder.
         "certificates": [file.path for file in tls if file.path.startswith(f"{FOLDER}/tls/")],
         "port": host.ports.front,
+        "http_port": host.ports.http,
+        "challenges": CHALLENGES,
         "metrics_port": host.ports.front_metrics,
         "ingress": ingress,
         "pools": pools,

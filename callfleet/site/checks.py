@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from callfleet.document import Document, Place, nearest
 from callfleet.errors import Problem
+from callfleet.secrets import SecretRef
 from callfleet.site.model import Site, covering, ingress_name, is_documentation
 from callfleet.site.schema import HELD_PACKAGES, HELD_PROXY, Variables
 
@@ -30,7 +31,7 @@ _PINNED_STAGES = ("staging", "prod")
 def check(site: Site, document: Document, release: Document | None) -> list[Problem]:
     """Every contradiction in a site. `release` is None when the release file could not be read, which is known then."""
     checks = [_site, _names, _addresses, _ports, _metrics, _workers, _roles, _ingress, _public_names, _certificates,
-              _internal_tls, _secrets, _variables, _versions]  # fmt: skip
+              _internal_tls, _acme, _secrets, _variables, _versions]  # fmt: skip
     problems = [problem for each in checks for problem in each(site, document)]
     return [*problems, *_images(site, release)] if release else problems
 
@@ -99,6 +100,7 @@ def _ports(site: Site, document: Document) -> Iterator[Problem]:
         wanted.append(("tcp", host.ports.front_metrics, "the front's metrics", ("ports", "metrics")))
         key = "metrics_shared" if host.ports.front_metrics else "metrics"
         wanted.append(("tcp", host.ports.fleet_metrics, "the fleet's metrics", ("ports", key)))
+        wanted.append(("tcp", host.ports.http, "challenges of ACME", ("tls", "acme")))
         if "app" in host.roles:
             services = ("api", "console", "dialler_health", *site.app.stores)
             wanted += [("tcp", getattr(site.ports, each), each, ("ports", each)) for each in services]
@@ -241,6 +243,41 @@ def _internal_tls(site: Site, document: Document) -> Iterator[Problem]:
     for name in sorted(set(internal.hosts) - fleet):
         path = ("tls", "internal", "hosts", name)
         yield document.problem(path, "a fleet host's name", got="an unknown host", hint=nearest(name, fleet))
+
+
+def _acme(site: Site, document: Document) -> Iterator[Problem]:
+    """What is to be obtained by ACME is served, is no wildcard, and has a file that it can be written to."""
+    acme = site.tls.acme
+    if acme is None:
+        return
+    served = {name for host in site.hosts for name in site.public_names(host)}
+    if not site.front_hosts:
+        yield document.problem(("tls", "acme"), "a host with the role ingress or app, to answer challenges", got="none")
+    for index, name in enumerate(acme.names):
+        here = ("tls", "acme", "names", index)
+        if name not in site.tls.certificates:
+            yield document.problem(
+                here, "a name that has an entry of its own under tls.certificates", got=f'"{name}"',
+                hint=nearest(name, site.tls.certificates) or "A wildcard covers nothing here: challenges are answered "
+                "over HTTP, for each name.",
+            )  # fmt: skip
+        elif site.tls.certificates[name].scheme != "file":
+            yield document.problem(
+                ("tls", "certificates", name), "a file: reference, where the certificate is written", got="another one",
+                hint=f"It is obtained by ACME: tls.acme.names has {name}.",
+            )  # fmt: skip
+        elif name not in served:
+            yield document.problem(
+                here, "a name that a host of this site answers", got=f'"{name}"', hint=nearest(name, served)
+            )
+    taken: dict[SecretRef, str] = {ref: name for name, ref in site.tls.certificates.items() if name not in acme.names}
+    for name in acme.names:
+        reference = site.tls.certificates.get(name)
+        if reference in taken:
+            yield document.problem(
+                ("tls", "certificates", name), "a file that is obtained by ACME as a whole",
+                got=f"the one of {taken[reference]} too", hint="Add that to tls.acme.names, or give each its own file.",
+            )  # fmt: skip
 
 
 def _secrets(site: Site, document: Document) -> Iterator[Problem]:

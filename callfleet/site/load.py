@@ -14,6 +14,8 @@ from callfleet.site.model import Fleet, Host, ListenPorts, Site, SshSettings
 from callfleet.site.schema import FORMAT, FleetHostEntry, HostEntry, SiteFile
 
 _T = TypeVar("_T")
+HTTP = 80
+"""Where an ACME authority asks for the answer to a challenge (RFC 8555, section 8.3)."""
 
 
 def load_site(path: Path | str, text: str | None = None) -> Site:
@@ -136,12 +138,18 @@ def _host(
     ssh = _ssh(file, declared, defaults, entry)
     return Host(
         name, entry.address, entry.address6, roles, fleet, workers, entry.memory_mb, public_name,
-        _listen(entry, roles, ports, ssh.port), ssh, entry.open_ports,
+        _listen(declared, entry, roles, ports, ssh.port, public_name), ssh, entry.open_ports,
     )  # fmt: skip
 
 
-def _listen(entry: HostEntry, roles: frozenset[str], ports: Ports, ssh: int) -> ListenPorts:
-    """A host's open ports. Where the front's names have the usual port, the fleet's own proxy takes another."""
+def _listen(
+    declared: SiteFile, entry: HostEntry, roles: frozenset[str], ports: Ports, ssh: int, public_name: str | None
+) -> ListenPorts:
+    """A host's open ports. Where the front's names have the usual port, the fleet's own proxy takes another.
+
+    Challenges are answered by every front, and by a fleet host whose own name is to have a certificate by ACME.
+    """
+    acme = declared.tls.acme
     shared = bool(roles & {"ingress", "app"})
     is_fleet = "fleet" in roles
     return ListenPorts(
@@ -151,6 +159,7 @@ def _listen(entry: HostEntry, roles: frozenset[str], ports: Ports, ssh: int) -> 
         mtls=(entry.ports.mtls or ports.mtls) if is_fleet else None,
         front_metrics=ports.metrics if shared else None,
         fleet_metrics=(ports.metrics_shared if shared else ports.metrics) if is_fleet else None,
+        http=HTTP if acme is not None and (shared or public_name in acme.names) else None,
     )
 
 

@@ -48,12 +48,16 @@ class SshSettings:
 
 @dataclass(frozen=True)
 class ListenPorts:
-    """The TCP ports that a host opens to the network; None where it does not have the role."""
+    """The TCP ports that a host opens to the network; None where it does not have the role.
+
+    `http` answers challenges of an ACME authority, which always asks at that port.
+    """
 
     ssh: int
     front: int | None
     fleet: int | None
     mtls: int | None
+    http: int | None = None
     front_metrics: int | None = None
     fleet_metrics: int | None = None
 
@@ -146,6 +150,16 @@ class Site:
     def ingress_hosts(self) -> tuple[Host, ...]:
         """Hosts that answer the carrier-facing name."""
         return tuple(host for host in self.hosts if "ingress" in host.roles)
+
+    @property
+    def front_hosts(self) -> tuple[Host, ...]:
+        """Hosts with the native proxy: those that answer the carrier-facing name, and the one of API and Console."""
+        return tuple(host for host in self.hosts if host.roles & {"ingress", "app"})
+
+    @property
+    def challenge_name(self) -> str:
+        """A name that every front knows, to which a fleet host without one sends an ACME authority."""
+        return self.ingress_name if self.ingress_hosts else self.api_name
 
     @property
     def app_host(self) -> Host | None:

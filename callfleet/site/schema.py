@@ -223,20 +223,52 @@ class Calls(Strict):
     canary: Canary = Canary()
 
 
+class InternalAuthority(Strict):
+    """The site's own authority, by which internal certificates are made. `certificate` is a path; without it, the
+    authority is one of those in `tls.internal.ca`. `key` is needed where certificates are made, and nowhere else."""
+
+    key: Reference
+    certificate: FilePath | None = None
+
+
 class InternalTls(Strict):
     """Mutual TLS between the ingress and the fleet hosts. `ca` is a path to a certificate, the others are secrets."""
 
     ca: FilePath
+    authority: InternalAuthority | None = None
     ingress: Reference
     hosts: dict[Name, Reference] = Field(default_factory=dict)
 
 
+class Acme(Strict):
+    """An authority that issues public certificates by ACME (RFC 8555), and the names whose certificates it issues.
+
+    Names whose entries under `tls.certificates` are the same file share one certificate. `ca` is a path: the authority
+    behind the directory's own certificate, where it is a private one.
+    """
+
+    directory: Annotated[
+        str, text(lambda v: v.startswith("https://") and _is_url(v), "the https URL of an ACME directory")
+    ]  # fmt: skip
+    contact: Annotated[
+        str, text(re.compile(r"[^@\s:]+@[A-Za-z0-9.-]+").fullmatch, "a mail address")
+    ] | None = None  # fmt: skip
+    account_key: Reference
+    names: Annotated[tuple[DnsName, ...], BeforeValidator(_distinct), Field(min_length=1)]
+    ca: FilePath | None = None
+
+
 class Tls(Strict):
-    """Certificates by the public names they cover, each one PEM file with chain and key."""
+    """Certificates by the public names they cover, each one PEM file with chain and key.
+
+    What ends in less than `renew_days` is to be renewed.
+    """
 
     certificates: dict[CertificateName, Reference] = Field(default_factory=dict)
     ca_bundle: FilePath | None = None
     internal: InternalTls | None = None
+    acme: Acme | None = None
+    renew_days: Annotated[int, whole(1, 365, "days")] = 30
 
 
 class Ingress(Strict):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pebble import pebble
 
-from lab.ca import PUBLIC_CA, Authority, write_private
+from callfleet.authority import Authority
+from callfleet.secrets import write_private
+from lab.ca import PUBLIC_CA
 from tests.lab.fleet import WORKERS, Fleet
 from tests.lab.look import ask_proxy, outside, show_stat, touched
-from tests.lab.test_operator import applied, apply, plan, planned
+from tests.lab.test_operator import applied, apply, callfleet, plan, planned
 
 HUB, ADMIN, MASTER = "hub", "/run/callfleet-ingress/admin.sock", "/run/haproxy-master.sock"
 PROGRAM = (
@@ -152,6 +157,102 @@ def test_a_renewed_certificate_is_served_without_a_reload(fleet: Fleet) -> None:
         assert held.report().clean, held.report().gaps[:5]
     plan(fleet, code=0)
     assert processes(fleet) == before
+
+
+def serial(fleet: Fleet, name: str, port: int = 443) -> str:
+    """What the hub is shown for a name of the site."""
+    return fleet.ssh(
+        HUB,
+        f"echo | openssl s_client -connect {name}.{fleet.lab.domain}:{port} -servername {name}.{fleet.lab.domain} "
+        "2>/dev/null | openssl x509 -noout -serial",
+    )
+
+
+def in_file(fleet: Fleet, name: str) -> str:
+    """The same of a file of the lab."""
+    path = fleet.lab.tls(name)
+    done = subprocess.run(
+        ["openssl", "x509", "-noout", "-serial", "-in", str(path)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_certificate_is_obtained_by_acme_and_served_in_the_same_process(fleet: Fleet, tmp_path: Path) -> None:
+    """The authority asks at port 80 from outside: the ingress answers, and a fleet host sends it there. A call goes on.
+
+    Controls: before port 80 is there, and for a name that leads elsewhere, nothing is obtained and no file changes.
+    """
+    lab, own = fleet.lab, fleet.fleet_names[0]
+    calls, api, first = (f"{name}.{lab.domain}" for name in ("calls", "api", own))
+
+    def content() -> dict[str, bytes]:
+        return {name: lab.tls(f"{name}.pem").read_bytes() for name in (calls, api, first)}
+
+    with pebble(tmp_path / "pebble", http_port=80, address=lab.hub.address) as authority:
+        authority.lead(first, lab.host(own).address)
+        authority.lead(api, lab.host(fleet.fleet_names[1]).address)
+
+        def declared(site: dict[str, Any]) -> None:
+            site["tls"]["acme"] = {
+                "directory": authority.directory,
+                "ca": str(authority.ca),
+                "account_key": f"file:{tmp_path / 'account.pem'}",
+                "names": [calls, api, first],
+            }
+
+        lent = content()
+        with fleet.edited(declared):
+            early = callfleet(fleet, "certificates", "obtain", lab.site, calls)
+            assert (early.returncode, content()) == (1, lent)
+            assert "does not answer challenges" in early.stderr
+            assert f"callfleet apply {lab.site} --limit {HUB}" in early.stderr
+            apply(fleet, code=0)
+            before = processes(fleet)
+            with fleet.calls() as held:
+                held.start(1)
+                assert held.wait_open() == 1
+                done = callfleet(fleet, "certificates", "obtain", lab.site, "--all")
+                assert done.returncode == 1, done.stderr
+                obtained = [line for line in done.stdout.splitlines() if line.startswith("obtained")]
+                assert [line.split()[1].strip(":") for line in obtained] == [calls, first], done.stderr
+                assert f"not obtained: {api}: connection" in done.stderr
+                assert content()[api] == lent[api]
+                assert ask_proxy(fleet, HUB, ADMIN, "show map virt@challenges").strip() == ""
+                # The other hosts trust the lab's authority alone.
+                write_private(lab.tls(f"{first}.pem"), lent[first])
+                apply(fleet, code=0)
+                assert serial(fleet, "calls") == in_file(fleet, f"{calls}.pem")
+                assert processes(fleet) == before
+                held.stop()
+                assert held.report().clean, held.report().gaps[:5]
+            plan(fleet, code=0)
+            write_private(lab.tls(f"{calls}.pem"), lent[calls])
+    fleet.wait_idle()
+    apply(fleet, code=0)
+    plan(fleet, code=0)
+
+
+def test_internal_certificates_are_renewed_under_a_call(fleet: Fleet) -> None:
+    """Ingress and fleet hosts show each other new ones of the site's own authority; the call that is on goes on."""
+    lab, own = fleet.lab, fleet.fleet_names[0]
+
+    def declared(site: dict[str, Any]) -> None:
+        site["tls"]["internal"]["authority"] = {"key": f"file:{lab.tls('internal-ca-key.pem')}"}
+
+    before = processes(fleet)
+    with fleet.calls() as held, fleet.edited(declared):
+        held.start(1)
+        assert held.wait_open() == 1
+        assert callfleet(fleet, "certificates", "issue", lab.site, own, "ingress").returncode == 0
+        assert serial(fleet, own, 8443) != in_file(fleet, f"internal-{own}.pem")
+        apply(fleet, code=0)
+        assert serial(fleet, own, 8443) == in_file(fleet, f"internal-{own}.pem")
+        held.start(2 * WORKERS - 1)
+        assert held.wait_open() == 2 * WORKERS, "through the new ones, on both hosts"
+        held.stop()
+        assert held.report().clean, held.report().gaps[:5]
+    assert processes(fleet) == before
+    plan(fleet, code=0)
 
 
 def test_a_reload_that_would_end_a_call_is_refused(fleet: Fleet) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from renderings import SHIPPED, proxies, shipped
 
+from callfleet.authority import Authority
 from lab import hosts
-from lab.ca import INTERNAL_CA, Authority
+from lab.ca import INTERNAL_CA
 from lab.model import REGISTRY_PORT, LabHost
 from operations.firewall import KEEP, PREVIOUS, REVERT_UNIT, loading
 from tests.lab.fleet import STACK, Fleet

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from callfleet.authority import Authority
+from callfleet.secrets import write_private
 from lab import hosts, lifecycle
-from lab.ca import PUBLIC_CA, Authority, write_private
+from lab.ca import PUBLIC_CA
 from tests.lab.fleet import STACK, WORKERS, Fleet
 from tests.lab.test_variants import nothing_to_do, rewrite, slot_states, small_lab
 

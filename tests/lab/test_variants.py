@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from callfleet.authority import Authority
+from callfleet.secrets import write_private
 from lab import paths, registry
-from lab.ca import Authority, write_private
 from lab.images import REPOS
 from lab.model import Lab
 from tests.lab.conftest import NAME, lab_command
