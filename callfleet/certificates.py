@@ -200,7 +200,8 @@ def described(content: bytes, use: x509.ObjectIdentifier | None) -> Described | 
         issuer = "itself"
     elif not issuer:
         issuer = one.issuer.rfc4514_string()
-    return Described(tuple(names) or (_common_name(one),), issuer, one.not_valid_after_utc)
+    shown = [text if text.isprintable() else "?" for text in (*(names or [_common_name(one)]), issuer)]
+    return Described(tuple(shown[:-1]), shown[-1], one.not_valid_after_utc)
 
 
 def _parsed(content: bytes, expected: str) -> tuple[list[x509.Certificate], list[PrivateKeyTypes]] | Finding:
