@@ -155,9 +155,11 @@ def open_authority(site: Site) -> Authority:
     return opened
 
 
-def internal_certificates(site: Site, wanted: Collection[str], *, every: bool) -> list[tuple[str, Declared]]:
-    """The internal certificates to be made, each with whom it is for: those named, all, or else those that are missing,
-    wrong or near their end. CallfleetError for a name that is neither a fleet host nor `ingress`."""
+def internal_certificates(site: Site, wanted: Collection[str], states: Collection[State]) -> list[tuple[str, Declared]]:
+    """The internal certificates in one of these states, each with whom it is for: of those named, or of all.
+
+    CallfleetError for a name that is neither a fleet host nor `ingress`.
+    """
     held = [one for one in survey(site) if one.declared.place[:2] == INTERNAL and one.declared.use is not None]
     names = [str(one.declared.place[-1]) for one in held]
     if unknown := [name for name in wanted if name not in names]:
@@ -167,7 +169,7 @@ def internal_certificates(site: Site, wanted: Collection[str], *, every: bool) -
     return [
         (name, one.declared)
         for name, one in zip(names, held, strict=True)
-        if (name in wanted if wanted else every or one.state is not State.FINE)
+        if one.state in states and (name in wanted or not wanted)
     ]
 
 

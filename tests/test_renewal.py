@@ -16,6 +16,7 @@ from site_files import valid, write_site
 
 from callfleet.authority import Authority
 from callfleet.commands.certificates import certificates
+from callfleet.commands.hosts import issued
 from callfleet.credentials import unusable
 from callfleet.errors import CallfleetError
 from callfleet.renewal import State, survey
@@ -323,3 +324,15 @@ def test_a_placeholder_lets_the_proxies_start_and_is_due_at_once(tmp_path: Path)
     (entry,) = (one for one in answer["certificates"] if one["for"] == "public: calls.acme.test")
     assert (answer["exit"], entry["state"], entry["source"], entry["issuer"]) == (2, "renew", "ACME", "placeholder")
     assert run(file, "obtain", "--dry-run").exit_code == 2
+
+
+def test_a_newcomer_is_issued_what_it_is_missing_and_nothing_else(tmp_path: Path) -> None:
+    """By the site's own authority, if it has one; never over a file that is there, of use or not."""
+    file = laid(tmp_path, a=b"of no use")
+    run(file, "authority")
+    assert [(name, path.name) for name, path in issued(load_site(file), ("a", "b"))] == [("b", "b.pem")]
+    assert file.with_name("a.pem").read_bytes() == b"of no use"
+    assert "b" not in {name for name, state in states(listed(file)).items() if state == "missing"}
+    file.with_name("b.pem").unlink()
+    data = valid()
+    assert list(issued(load_site(write_site(tmp_path, data)), ("b",))) == []

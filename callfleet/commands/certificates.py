@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from callfleet.authority import PEM, Authority
-from callfleet.certificates import pair_findings
+from callfleet.certificates import Declared, pair_findings
 from callfleet.commands.common import DONE, FAILED, SITE, echo_json, json_option, open_site, show, table
 from callfleet.commands.obtain import TO_RENEW, obtain
 from callfleet.errors import CallfleetError, shown_path
@@ -204,21 +206,30 @@ def issue(site: str, names: tuple[str, ...], every: bool) -> None:
     """
     loaded = open_site(site)
     authority_of(loaded)
-    chosen = internal_certificates(loaded, names, every=every)
+    chosen = internal_certificates(loaded, names, set(State) if every or names else set(State) - {State.FINE})
     if not chosen:
         click.echo("Every internal certificate is fine; --all renews them all the same.")
         return
+    for name, path in make(loaded, chosen):
+        click.echo(f"issued {name}: {shown_path(path)}")
+    click.echo(f"Next: callfleet apply {site}")
+
+
+def make(site: Site, chosen: list[tuple[str, Declared]]) -> Iterator[tuple[str, Path]]:
+    """Issue these internal certificates, each as it is asked for: whom it is for, and where it lies now.
+
+    CallfleetError, before the first is written, where a reference is no file.
+    """
     if elsewhere := [each.reference for _, each in chosen if getattr(each.reference, "scheme", "") != "file"]:
         raise SecretError(
             f"{', '.join(map(str, elsewhere))}: callfleet writes only what file: references name; nothing was written. "
             "Name the other certificates on the command line, and make these by your own means."
         )
-    opened = open_authority(loaded)
+    opened = open_authority(site)
     for name, each in chosen:
-        content = renewed(loaded, opened, each)
+        content = renewed(site, opened, each)
         assert each.use is not None and not isinstance(each.reference, str)  # noqa: S101, PT018 - chosen so
         now = datetime.now(UTC)
         if findings := list(pair_findings(content, now, each.use, each.names, opened.certificate.public_bytes(PEM))):
             raise CallfleetError(f"{name}: what was made is of no use: {findings[0].got}. Nothing was written for it.")
-        click.echo(f"issued {name}: {shown_path(store(each.reference, loaded.base_dir, content))}")
-    click.echo(f"Next: callfleet apply {site}")
+        yield name, store(each.reference, site.base_dir, content)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from callfleet import document, hostkeys, leaving, preflight, report
 from callfleet.actual import Unknown
 from callfleet.commands import doctor, slots
 from callfleet.commands import plan as plans
+from callfleet.commands.certificates import make
 from callfleet.commands.common import (
     DONE,
     FAILED,
@@ -30,9 +31,10 @@ from callfleet.commands.common import (
     site_path,
 )
 from callfleet.desired.ingress import ADMIN_SOCKET
-from callfleet.errors import CallfleetError, SiteError
+from callfleet.errors import CallfleetError, SiteError, shown_path
 from callfleet.hostkeys import Key
 from callfleet.pyinfra_session import Session
+from callfleet.renewal import State, internal_certificates
 from callfleet.site import Host, Site, edit, load_site
 from callfleet.site.newcomer import Newcomer, admit
 from callfleet.site.schema import Address, DnsName, Name
@@ -126,7 +128,8 @@ def add(
     """Add the fleet host NAME at ADDRESS: pin its key, look whether it will do, write its entry, show the plan.
 
     Nothing is written before it has passed every check; nothing is done on it before `callfleet apply`. Certificates
-    and static names are declared as its sisters have theirs. Several hosts come from --file, all of them or none:
+    and static names are declared as its sisters have theirs, and the site's own authority, if it has one, issues the
+    internal certificate. Several hosts come from --file, all of them or none:
 
     \b
       hosts:
@@ -163,17 +166,22 @@ def add(
     for new in coming:
         pins.confirm(declared.host(new.name), new.fingerprint)
     names = [new.name for new in coming]
-    with pins.tried(declared) as trial, Session(trial, sorted(plan_scope(trial, names))) as session:
-        checks = examine(session, names)
-        if not yes:
-            confirm_site(loaded, f"{', '.join(names)} will be written into {path.name}.")
-        pins.write()
-        try:
-            edit.replace_file(path, before, after)
-        except BaseException:
-            pins.undo()
-            raise
-        made = plans.look(session)
+    with ExitStack() as undo:
+        for one, where in issued(declared, names):
+            undo.callback(where.unlink, missing_ok=True)
+            note(f"issued the internal certificate of {one}: {shown_path(where)}")
+        with pins.tried(declared) as trial, Session(trial, sorted(plan_scope(trial, names))) as session:
+            checks = examine(session, names)
+            if not yes:
+                confirm_site(loaded, f"{', '.join(names)} will be written into {path.name}.")
+            pins.write()
+            try:
+                edit.replace_file(path, before, after)
+            except BaseException:
+                pins.undo()
+                raise
+            undo.pop_all()
+            made = plans.look(session)
     then = f"callfleet apply {site}"
     if as_json:
         keys = {new.name: pins.keys[new.name].fingerprint for new in coming}
@@ -184,6 +192,12 @@ def add(
         return
     plans.print_plan(made, diffs=False)
     click.echo(f"Added: {', '.join(names)}. Nothing was changed on any host yet. Next: {then}")
+
+
+def issued(site: Site, names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Certificates for mutual TLS that are missing for these hosts, made by the site's own authority if it has one."""
+    if site.tls.internal is not None and site.tls.internal.authority is not None:
+        yield from make(site, internal_certificates(site, names, {State.MISSING}))
 
 
 def from_file(file: Path) -> list[Newcomer]:
