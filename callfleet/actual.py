@@ -147,7 +147,10 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container. ``state`` and ``health`` are Docker's words (``None``: no check); ``started`` is RFC 3339."""
+    """One container. ``state`` and ``health`` are Docker's words (``None``: no check); ``started`` is RFC 3339.
+
+    ``limits``: memory in bytes, billionths of a CPU, processes; 0 is none.
+    """
 
     id: str
     name: str
@@ -163,6 +166,12 @@ class Container:
     restart_policy: str
     network: str
     stop_signal: str
+    limits: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def made(self) -> list[str | int]:
+        """What it was really made from, as the host's slot program notes it: Compose's own hash, and the limits."""
+        return [self.labels.get("com.docker.compose.config-hash", ""), *self.limits]
 
     @property
     def project(self) -> str | None:
@@ -541,7 +550,7 @@ def _as_json(value: object) -> object:
             return [*words, list(value.drop_ins), value.needs_reload]
         case Container():
             made_of = [value.name, dict(value.labels), value.image_id, value.image, value.state]
-            return [*made_of, value.restart_policy, value.network, value.stop_signal]
+            return [*made_of, value.restart_policy, value.network, value.stop_signal, *value.limits]
         case Image():
             return [value.repository, value.tag or "", value.digest or "", value.id]
         case Slot():

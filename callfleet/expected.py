@@ -20,6 +20,9 @@ CERTIFICATE_CHECK = (
 AGREED = "/run/callfleet-ingress/agreed.json"
 """Which process of the front runs what which file says, written by the program that brought it there as it ran."""
 
+MADE = "/etc/callfleet/stacks/{}/made.json"
+"""What each container of a stack was really made from, by service and label, written by the program that made it."""
+
 
 def unit_check(path: str) -> str:
     """The check of a file in /etc/systemd/system: a template is read as an instance of it, a drop-in with its unit.

@@ -12,6 +12,7 @@ from enum import StrEnum
 from callfleet.actual import Actual, Container, Engine, FileState, Proxy, ProxyServer, Slot, Unknown
 from callfleet.expected import (
     AGREED,
+    MADE,
     Absent,
     Command,
     Concern,
@@ -454,6 +455,9 @@ def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:
     if isinstance(containers, Unknown):
         return _blocked("containers", item.name, containers, item)
     slots = actual.stack_slots(item.name)
+    made = _made(item.name, actual)
+    if isinstance(made, Unknown):
+        return _blocked("containers", item.name, made, item)
     # A proxy that was turned over has a former container, which ends with its last call: the wanted one counts.
     by_service = {
         container.service: container
@@ -462,7 +466,8 @@ def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:
     changes = []
     for service, digest in item.config.items():
         container = by_service.get(service)
-        changes += _service(item, service, digest, container, slots)
+        by_hand = container is not None and made.get(service, {}).get(digest, container.made) != container.made
+        changes += _service(item, service, digest, container, slots, by_hand=by_hand)
     for service in sorted(str(name) for name in by_service if name not in item.config):
         changes.append(
             Change(
@@ -481,6 +486,19 @@ def _stack(item: Stack, actual: Actual, own: frozenset[str]) -> list[Change]:
     return changes
 
 
+def _made(stack: str, actual: Actual) -> dict[str, dict[str, object]] | Unknown:
+    """What the containers of a stack were made from, as noted on the host: service, label, note. Garbage is no note."""
+    note = actual.content(MADE.format(stack))
+    if isinstance(note, Unknown):
+        return note
+    try:
+        said = json.loads(note or b"{}")
+    except ValueError:
+        return {}
+    noted = said.items() if isinstance(said, dict) else ()
+    return {service: made for service, made in noted if isinstance(made, dict)}
+
+
 def _is_wanted(item: Stack, container: Container) -> bool:
     return container.labels.get("callfleet.config") == item.config.get(str(container.service))
 
@@ -491,15 +509,18 @@ def _service(
     digest: str,
     container: Container | None,
     slots: tuple[Slot, ...] | Unknown | None,
+    *,
+    by_hand: bool,
 ) -> list[Change]:
     subject = f"{item.name}/{service}"
     if container is None:
         return [Change("container", subject, Word.CREATE, "missing", item)]
-    if container.labels.get("callfleet.config") != digest:
+    if by_hand or container.labels.get("callfleet.config") != digest:
         words = {"proxy": "calls go on", "guarded": "waits until it says that no call is in set-up"}
         kind = item.kinds.get(service, "")
         touched = _calls(service, slots) if kind == "slot" else words.get(kind, "")
-        return [Change("container", subject, Word.RECREATE, "made from another definition", item, touched)]
+        why = "changed by hand" if by_hand else "made from another definition"
+        return [Change("container", subject, Word.RECREATE, why, item, touched)]
     if container.state != "running":
         return [Change("container", subject, Word.START, f"is {container.state}", item)]
     slot = _slot(service, slots)

@@ -32,7 +32,7 @@ from callfleet.desired.ingress import ADMIN_SOCKET, CALLS, MASTER_SOCKET
 from callfleet.desired.registration import api_request
 from callfleet.diff import file_diff
 from callfleet.errors import CallfleetError
-from callfleet.expected import AGREED, Command, Directory, ExpectedHost, File, Package, Runtime, Stack, Unit
+from callfleet.expected import AGREED, MADE, Command, Directory, ExpectedHost, File, Package, Runtime, Stack, Unit
 from callfleet.plan import Change, ConcernPlan, HostPlan, Word, plan
 from callfleet.pyinfra_remote import StepError, ensure_locked, is_locked, read_files, release, run_script, tell
 from callfleet.script import script
@@ -146,7 +146,7 @@ def _request(made: Context) -> ProbeRequest:
                 + [path for item in items if isinstance(item, Unit) for path in item.config]
             )
         ),
-        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded", AGREED),
+        contents=("/etc/docker/daemon.json", "/etc/callfleet/firewall.loaded", AGREED, *map(MADE.format, stacks)),
         units=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Unit))),
         packages=tuple(dict.fromkeys(item.name for item in items if isinstance(item, Package))),
         stacks=stacks,

@@ -57,6 +57,7 @@ def read_container(said: dict[str, Any]) -> Container:
         restart_policy=str(said["restart_policy"] or "no"),
         network=str(said["network"]),
         stop_signal=str(said["stop_signal"] or "SIGTERM"),
+        limits=(int(said["memory"] or 0), int(said["cpus"] or 0), int(said["processes"] or 0)),
     )
 
 

@@ -246,7 +246,9 @@ read_containers() {
 \"state\":{{json .State.Status}},\"health\":{{with .State.Health}}{{json .Status}}{{else}}null{{end}},\
 \"exit_code\":{{json .State.ExitCode}},\"restart_count\":{{json .RestartCount}},\"started\":{{json .State.StartedAt}},\
 \"pid\":{{json .State.Pid}},\"restart_policy\":{{json .HostConfig.RestartPolicy.Name}},\
-\"network\":{{json .HostConfig.NetworkMode}},\"stop_signal\":{{json .Config.StopSignal}}}" $ids) && {
+\"network\":{{json .HostConfig.NetworkMode}},\"stop_signal\":{{json .Config.StopSignal}},\
+\"memory\":{{json .HostConfig.Memory}},\"cpus\":{{json .HostConfig.NanoCpus}},\
+\"processes\":{{json .HostConfig.PidsLimit}}}" $ids) && {
       printf "%s\n" "$found"
       return 0
     }

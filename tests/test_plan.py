@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from callfleet.actual import (
     Unknown,
 )
 from callfleet.expected import (
+    MADE,
     Absent,
     Command,
     Concern,
@@ -72,7 +74,7 @@ HEALTHY: dict[str, Any] = {
     "proxies": {ADMIN: PROXY},
     "core_fleet": ("https://a",),
     "nft": "n1",
-    "contents": {"/etc/callfleet/firewall.loaded": b"r1 n1\n"},
+    "contents": {"/etc/callfleet/firewall.loaded": b"r1 n1\n", MADE.format("s"): None},
 }
 STACK = Stack("s", {"proxy": "c1", "worker-1": "c1"}, {"proxy": "proxy", "worker-1": "slot"}, 1, "p1")
 COMMAND = Command("live-restore", "docker.live_restore", "true", "true", "reload", "containers would stop")
@@ -85,7 +87,8 @@ def planned(*items: Item, **differs: Any) -> list[str]:
 
 def changes(*items: Item, **differs: Any) -> tuple[Change, ...]:
     """The same as changes."""
-    return plan(ExpectedHost("h", (Concern("c", items),)), Actual(**(HEALTHY | differs))).changes
+    contents = {"contents": HEALTHY["contents"] | differs.get("contents", {})}
+    return plan(ExpectedHost("h", (Concern("c", items),)), Actual(**(HEALTHY | differs | contents))).changes
 
 
 AS_DECLARED: list[Item] = [
@@ -270,6 +273,25 @@ def test_a_slot_that_nobody_can_tell_of_is_never_called_free(slots: Any) -> None
     old = (container("proxy"), container("worker-1", config="c0"))
     (change,) = changes(STACK, containers=old, slots=slots)
     assert change.calls == "state unknown: waits until its worker says 0 calls"
+
+
+def test_a_container_changed_by_hand_is_made_anew_whatever_its_label_says() -> None:
+    """What it was really made from is noted on the host; without a note, or one of use, its label is believed."""
+    made = ["h1", 512, 0, 0]
+    worker = container("worker-1")
+    worker = replace(worker, labels={**worker.labels, "com.docker.compose.config-hash": "h1"}, limits=(512, 0, 0))
+
+    def listed(note: object, one: Container = worker) -> list[str]:
+        content = note if note is None or isinstance(note, Unknown) else json.dumps(note).encode()
+        return planned(STACK, containers=(container("proxy"), one), contents={MADE.format("s"): content})
+
+    for note in (None, {}, [], 3, {"worker-1": 3}, {"worker-1": {"c0": 3}}, {"worker-1": {"c1": made}}):
+        assert listed(note) == [], note
+    noted = {"worker-1": {"c1": made}}
+    assert listed(noted, replace(worker, limits=(0, 0, 0))) == ["recreate s/worker-1: changed by hand"]
+    assert listed({"worker-1": {"c1": ["h0", 512, 0, 0]}}) == ["recreate s/worker-1: changed by hand"]
+    (blocked,) = listed(UNKNOWN)
+    assert "timed out" in blocked
 
 
 def test_a_proxy_that_is_made_anew_is_not_also_reloaded() -> None:

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import SlotError
+from .journal import read_json, write_json
 from .stack import Stack
 
 ASK_SECONDS = 30
 CHANGE_SECONDS = 300
 LOG_LINES = 20
 STACK_LABEL, SERVICE_LABEL, CONFIG_LABEL = "callfleet.stack", "callfleet.service", "callfleet.config"
+COMPOSE_LABEL, LIMITS = "com.docker.compose.config-hash", ("Memory", "NanoCpus", "PidsLimit")
+BY_HAND = " changed by hand"
 STOPPED = frozenset({"created", "exited", "dead", "restarting", "removing"})
 
 
@@ -25,11 +28,17 @@ class DockerError(SlotError):
 
 @dataclass(frozen=True)
 class Container:
-    """One container of the stack. `config` is the label it was made with, `started` Docker's time of its start."""
+    """One container of the stack. `config` is the label it was made with, which says so where it was changed by hand
+    since; `started` is Docker's time of its start.
+
+    `made` is what it was really made from: Compose's own hash of the service, and limits, which can be changed in place
+    (memory in bytes, billionths of a CPU, processes; 0 is none).
+    """
 
     id: str
     service: str
     config: str | None
+    made: tuple[str | int, ...]
     image: str
     image_id: str
     status: str
@@ -42,6 +51,11 @@ class Container:
     def running(self) -> bool:
         return self.status == "running"
 
+    @property
+    def label(self) -> str:
+        """What it is said to be made from, whether that is still true or not."""
+        return (self.config or "").removesuffix(BY_HAND)
+
 
 class Docker:
     """Docker calls for one stack; changes are made one at a time."""
@@ -49,12 +63,13 @@ class Docker:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.changing = threading.Lock()
+        self.noting = threading.Lock()
 
     def containers(self) -> dict[str, list[Container]]:
         """Service name -> its containers (more than one only after a crash or by hand)."""
         listed = self.ask("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={STACK_LABEL}={self.stack.name}")
         result: dict[str, list[Container]] = {}
-        ids = listed.split()
+        ids, noted = listed.split(), self._noted()
         if not ids:
             return result
         # One that vanished in between makes inspect fail although it prints the rest; the rest is what exists.
@@ -66,18 +81,19 @@ class Docker:
             if labels.get("com.docker.compose.oneoff") == "True":
                 continue
             found = _container(value, labels)
+            known = noted.get(found.service, {}).get(found.config)
+            if known not in (None, list(found.made)):
+                found = replace(found, config=f"{found.config}{BY_HAND}")
             result.setdefault(found.service, []).append(found)
         return result
 
     def start(self, services: list[str], recreate: bool) -> None:
-        """`docker compose up -d` for exactly these services. `recreate` allows replacing a changed container."""
-        words = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never"]
-        self.change("compose", *self._project(), *words, *([] if recreate else ["--no-recreate"]), *services)
+        """`docker compose up -d` for exactly these services. `recreate` makes their containers anew in any case."""
+        self._up(services, "--force-recreate" if recreate else "--no-recreate")
 
     def start_beside(self, service: str) -> None:
         """A second container of a service, made as the project says now; the first is not touched."""
-        words = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never", "--no-recreate"]
-        self.change("compose", *self._project(), *words, "--scale", f"{service}=2", service)
+        self._up([service], "--no-recreate", "--scale", f"{service}=2")
 
     def keep_stopped(self, container: Container) -> None:
         """Docker will not start it again once it has ended."""
@@ -127,6 +143,26 @@ class Docker:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DockerError(f"docker {words[0]}: {error}") from error
 
+    def _up(self, services: list[str], *words: str) -> None:
+        """`docker compose up -d`, and a note of what the containers that it made are made from."""
+        before = {one.id for found in self.containers().values() for one in found}
+        always = ["up", "--detach", "--no-deps", "--no-build", "--pull", "never"]
+        self.change("compose", *self._project(), *always, *words, *services)
+        with self.noting:
+            found, noted = self.containers(), self._noted()
+            for service in services:
+                known = noted.get(service, {})
+                noted[service] = {
+                    one.label: known[one.label] if one.id in before and one.label in known else one.made
+                    for one in found.get(service, [])
+                }
+            write_json(self.stack.made_file, {name: made for name, made in noted.items() if name in self.stack.config})
+
+    def _noted(self) -> dict[str, dict[str | None, Any]]:
+        """What containers were made from, by service and label. Garbage is no note."""
+        noted = read_json(self.stack.made_file) or {}
+        return {service: made for service, made in noted.items() if isinstance(made, dict)}
+
     def _project(self) -> list[str]:
         directory = self.stack.project_dir
         files = [word for name in self.stack.compose_files for word in ("--file", str(directory / name))]
@@ -139,6 +175,7 @@ def _container(value: dict[str, Any], labels: dict[str, str]) -> Container:
         id=value["Id"],
         service=labels.get(SERVICE_LABEL) or labels.get("com.docker.compose.service", ""),
         config=labels.get(CONFIG_LABEL),
+        made=(labels.get(COMPOSE_LABEL, ""), *(int(value["HostConfig"].get(limit) or 0) for limit in LIMITS)),
         image=value["Config"]["Image"],
         image_id=value.get("Image", ""),
         status=state["Status"],

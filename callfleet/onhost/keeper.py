@@ -45,7 +45,7 @@ def publish_ready(stack: Stack, docker: Docker, only: set[int] | None = None) ->
         running = [c for c in containers.get(stack.service_of(n), []) if c.running]
         if len(running) != 1:
             reasons[n] = f"waits for its container: {len(running)} run"
-        elif running[0].config not in proven:
+        elif running[0].label not in proven:
             reasons[n] = "its label never passed a canary call here; run a converge"
         elif is_stopping(stack, n, running[0]):
             reasons[n] = "was being stopped by a run that did not end; run a converge"

@@ -189,6 +189,10 @@ class Stack:
         return self.mark_dir / "stacks" / self.name / "canary.json"
 
     @property
+    def made_file(self) -> Path:
+        return self.mark_dir / "stacks" / self.name / "made.json"
+
+    @property
     def lock_dir(self) -> Path:
         return self.root / "run/callfleet"
 

@@ -376,6 +376,9 @@ CONTAINER = {
     "restart_policy": "unless-stopped",
     "network": "none",
     "stop_signal": "SIGURG",
+    "memory": 512,
+    "cpus": 0,
+    "processes": None,
 }
 ENGINE = {
     "version": "26.1.5",
@@ -821,7 +824,7 @@ def test_the_script_fits_in_one_argument_or_says_so() -> None:
 
 def sample() -> Actual:
     container = {**CONTAINER, "name": "w1"}
-    fields = {field.name: container[field.name] for field in dataclasses.fields(Container)}
+    fields = {field.name: container.get(field.name, ()) for field in dataclasses.fields(Container)}
     return dataclasses.replace(
         parse(framed({"host": b"hostname=h1\nMemTotal=8\nMemAvailable=4\n\0" + b"0\0"})),
         containers=(Container(**fields),),  # type: ignore[arg-type]

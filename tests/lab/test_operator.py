@@ -91,6 +91,11 @@ DRIFT = {
     "a worker that is gone": f"docker rm -f {STACK}-worker-4-1 >/dev/null",
     "a worker that is stopped": f"docker update --restart no {STACK}-worker-3-1 >/dev/null; "
     f"docker kill -s KILL {STACK}-worker-3-1 >/dev/null",
+    "a worker's memory": f"docker update --memory 800m --memory-swap 800m {STACK}-worker-1-1 >/dev/null",
+    "a worker made from an edited Compose file": f"cd /opt/stacks/{STACK}; cp -a compose.yml /root; "
+    "sed -i 's/stop_grace_period: .*/stop_grace_period: 777s/' compose.yml; "
+    f"docker rm -f {STACK}-worker-2-1 >/dev/null; docker compose -p {STACK} up -d --no-deps worker-2 >/dev/null 2>&1; "
+    "cp -a /root/compose.yml .",
     "our mark": "rm /etc/callfleet/site.json",
 }
 

@@ -77,7 +77,7 @@ def compose(words):
         mine = [c for c in held() if c["service"] == name]
         if f"{name}=2" == beside:
             mine = []
-        if mine and (keep or mine[0]["label"] == spec["label"]):
+        if mine and keep:
             if not alive(mine[0]["pid"]):
                 launch(mine[0])
             continue
@@ -87,7 +87,8 @@ def compose(words):
                 end(old, signal.SIGKILL)
             (HOME / f"{old['id']}.container").unlink()
         fresh = os.urandom(32).hex()
-        launch({"id": fresh, "service": name, "label": spec["label"], "mode": spec.get("mode", "ok"), "pid": 0})
+        made = {"label": spec["label"], "mode": spec.get("mode", "ok"), "hash": os.urandom(4).hex(), "memory": 0}
+        launch({"id": fresh, "service": name, "pid": 0, **made})
 
 
 def inspect(ids):
@@ -99,6 +100,7 @@ def inspect(ids):
                 "callfleet.stack": "t-fleet",
                 "callfleet.service": value["service"],
                 "callfleet.config": value["label"],
+                "com.docker.compose.config-hash": value["hash"],
             }
             state = {
                 "Status": "running" if up else "exited",
@@ -108,7 +110,16 @@ def inspect(ids):
             if value["mode"] in ("healthy", "unhealthy"):
                 state["Health"] = {"Status": value["mode"]}
             config = {"Image": "standin:1", "Labels": labels}
-            shown.append({"Id": value["id"], "Config": config, "Image": "sha256:0", "State": state, "RestartCount": 0})
+            shown.append(
+                {
+                    "Id": value["id"],
+                    "Config": config,
+                    "HostConfig": {"Memory": value["memory"], "PidsLimit": None},
+                    "Image": "sha256:0",
+                    "State": state,
+                    "RestartCount": 0,
+                }
+            )
     print(json.dumps(shown))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,38 @@ def test_idle_slots_are_swapped_and_stopped_by_term_one_after_the_other(up: Host
             most = max(most, out)
     assert most == 1
     assert not up.was_cut()
+
+
+@pytest.mark.parametrize(
+    ("changed", "swapped"),
+    [({"memory": 1}, True), ({"hash": "another"}, True), ({"mode": "other"}, False)],
+    ids=["a limit", "another compose file", "control"],
+)
+def test_a_container_that_was_changed_by_hand_is_swapped_for_a_true_one(
+    changed: dict[str, Any], swapped: bool, up: Host
+) -> None:
+    """Its label still tells the old tale: what it was really made from is noted. The next run has nothing to do."""
+    before = {value["service"]: value["id"] for value in up.containers()}
+    (value,) = (one for one in up.containers() if one["service"] == "worker-2")
+    (up.docker_dir / f"{value['id']}.container").write_text(json.dumps({**value, **changed}))
+    assert up.slotctl("converge") == 0
+    after = {value["service"]: value["id"] for value in up.containers()}
+    assert {name for name in after if after[name] != before[name]} == ({"worker-2"} if swapped else set())
+    assert up.published() == [1, 2, 3]
+    up.forget_calls()
+    assert up.slotctl("converge") == 0
+    assert up.changes() == []
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"worker-1": 5, "worker-2": {"a": 7}}'])
+def test_a_note_that_is_garbage_or_gone_is_made_good(note: str, up: Host) -> None:
+    """Without a note a label is believed; a wrong one costs a swap of what carries nothing."""
+    up.stack.made_file.write_text(note) if note else up.stack.made_file.unlink()
+    assert up.slotctl("converge") == 0
+    assert up.published() == [1, 2, 3]
+    up.forget_calls()
+    assert up.slotctl("converge") == 0
+    assert up.changes() == []
 
 
 def test_max_out_two_swaps_two_at_a_time(up: Host) -> None:
