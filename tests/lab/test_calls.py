@@ -77,7 +77,7 @@ def takes_exactly_the_free_slots(fleet: Fleet) -> None:
         f"others began; {opened} calls and {attached} background calls taken; "
         f"slowest refusal {max(waits, default=0):.3f} s, driver lag {held.driver_lag:.3f} s; refused {held.refused}"
     )
-    assert mixed >= SLOTS, "one kind came after the other"
+    assert mixed > 0, "one kind came after the other"
     assert (opened + attached, len(taken)) == (SLOTS, SLOTS)
     assert set(held.refused) <= {429, 503}, [call.error for call in held.calls if call.error]
     assert all(a.status == 429 and "at_capacity" in str(a.answer) for a in started if a.status != 200)
