@@ -247,7 +247,7 @@ read_containers() {
 \"exit_code\":{{json .State.ExitCode}},\"restart_count\":{{json .RestartCount}},\"started\":{{json .State.StartedAt}},\
 \"pid\":{{json .State.Pid}},\"restart_policy\":{{json .HostConfig.RestartPolicy.Name}},\
 \"network\":{{json .HostConfig.NetworkMode}},\"stop_signal\":{{json .Config.StopSignal}},\
-\"memory\":{{json .HostConfig.Memory}},\"cpus\":{{json .HostConfig.NanoCpus}},\
+\"memory\":{{json .HostConfig.Memory}},\"cpus\":{{json .HostConfig.NanoCPUs}},\
 \"processes\":{{json .HostConfig.PidsLimit}}}" $ids) && {
       printf "%s\n" "$found"
       return 0
