@@ -43,6 +43,7 @@ def without(name: str) -> Any:
     def change(site: dict[str, Any]) -> None:
         site["fleets"]["eu1"]["hosts"].pop(name)
         site["tls"]["internal"]["hosts"].pop(name)
+        site["names"].pop(f"{name}.{site['domain']}")
 
     return change
 
