@@ -545,6 +545,7 @@ def test_the_dialler_is_restarted_only_with_no_call_in_set_up(fleet: Fleet) -> N
     def smaller(site: dict[str, Any]) -> None:
         site["fleets"]["eu1"]["hosts"].pop("eu1-b")
         site["tls"]["internal"]["hosts"].pop("eu1-b")
+        site["names"].pop(f"eu1-b.{site['domain']}")
 
     with fleet.edited(smaller):
         waits = fleet.converge()
