@@ -85,6 +85,10 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+UNFOLDED = 2000
+"""Columns enough for any row."""
+
+
 def table(*headings: str) -> Table:
     """A table as all verbs draw it."""
     made = Table(box=None, pad_edge=False, header_style="bold")
@@ -93,9 +97,14 @@ def table(*headings: str) -> Table:
     return made
 
 
+def console() -> Console:
+    """Where tables go: colours only on a terminal, and into a pipe each row on one line."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else UNFOLDED)
+
+
 def show(made: Table) -> None:
-    """Print a table; colours only on a terminal."""
-    Console(highlight=False).print(made)
+    """Print a table."""
+    console().print(made)
 
 
 def confirm_site(site: Site, what: str) -> None:

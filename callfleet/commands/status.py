@@ -19,6 +19,7 @@ from callfleet import health, pages, report
 from callfleet.commands.common import (
     FAILED,
     SITE,
+    console,
     echo_json,
     html_option,
     json_option,
@@ -67,24 +68,22 @@ def status(site: str, limit: tuple[str, ...], as_json: bool, html: Path | None, 
     if as_json and not watch:
         echo_json(found)
     elif not as_json:
-        tell(Console(highlight=False), found)
+        tell(console(), found)
     sys.exit(0 if all(host["reached"] and host["changes"] is not None for host in found["hosts"]) else FAILED)
 
 
 def keep_looking(session: Session, found: dict[str, Any], html: Path | None, *, as_json: bool) -> dict[str, Any]:
     """Show the site again and again until Ctrl-C; what was seen last."""
-    console = Console(highlight=False)
+    shown = console()
     # The terminal's second screen, drawn over in place: nothing flickers or scrolls, and what was there comes back.
-    screen = (
-        nullcontext() if as_json or not console.is_terminal else Live(console=console, screen=True, auto_refresh=False)
-    )
+    screen = nullcontext() if as_json or not shown.is_terminal else Live(console=shown, screen=True, auto_refresh=False)
     with screen as live:
         try:
             while True:
                 if as_json:
                     click.echo(json.dumps(found))
                 elif live is None:
-                    tell(console, found)
+                    tell(shown, found)
                 else:
                     live.update(
                         Group(whole(found), Text(f"\n{now()}, every {WATCH_SECONDS:.0f} s; Ctrl-C ends")), refresh=True
