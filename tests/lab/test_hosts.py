@@ -160,7 +160,7 @@ def test_a_host_whose_workers_are_broken_is_not_registered(site: Fleet) -> None:
     """The message says why and what next; the others are as they were; `host remove --wipe` leaves nothing of ours."""
     before = written(site)
     # Its workers cannot fetch their configuration from the API.
-    rule = f"to {site.lab.hub.address} ipproto tcp dport 443 prohibit"
+    rule = f"to {site.lab.hub.address} ipproto 6 dport 443 prohibit"  # TCP; /etc/protocols need not be there
     site.ssh(FOURTH, f"ip rule add {rule}")
     same, front = {name: containers(site, name) for name in (FIRST, SECOND, THIRD)}, processes(site)
     with site.calls() as held:
