@@ -15,7 +15,9 @@ from rich.table import Table
 
 from callfleet.errors import CallfleetError
 from lab import hosts, lifecycle, requirements
-from lab.model import DEFAULT_NAME, DEFAULT_SUITE, MAX_HOSTS, SUITES, Lab, LabHost
+from lab.errors import LabError
+from lab.legacy import CONTRADICTIONS
+from lab.model import DEFAULT_BRAND, DEFAULT_NAME, DEFAULT_SUITE, MAX_HOSTS, SUITES, Lab, LabHost
 
 INTERRUPTED = 130
 
@@ -51,13 +53,52 @@ def lab() -> None:
 @click.option(
     "--suite", type=click.Choice(SUITES), default=DEFAULT_SUITE, show_default=True, help="Of the fleet hosts."
 )
-def up(name: str, count: int, suite: str) -> None:
-    """Boot a lab, or add what is missing to one that runs."""
+@click.option("--brand", metavar="BRAND", help=f"Of a new lab, from group_data.  [default: {DEFAULT_BRAND}]")
+@click.option(
+    "--legacy", is_flag=True, help="Hosts as production was before callfleet: units, nginx, a hand-made ingress."
+)
+@click.option(
+    "--contradict",
+    "contradictions",
+    multiple=True,
+    type=click.Choice(list(CONTRADICTIONS)),
+    metavar="NAME",
+    help="Let the legacy files disagree; can be repeated. `lab contradictions` lists them.",
+)
+def up(name: str, count: int, suite: str, brand: str | None, legacy: bool, contradictions: tuple[str, ...]) -> None:
+    """Boot a lab, or add what is missing to one that runs.
+
+    \b
+    callfleet lab up                                 the hub and two fleet hosts, bare
+    callfleet lab up --name old --legacy             the same as production is before callfleet: ingress, API and
+                                                     Dialler on the hub, nginx and workers on the others
+    callfleet lab up --name one --legacy --hosts 1   all of it on one host, without an ingress
+    callfleet lab up --name old --legacy --contradict maxconn --contradict units
+                                                     what an import must notice; without them it is put right again
+    """
+    if contradictions and not legacy:
+        raise LabError("--contradict is about the files of legacy hosts", "callfleet lab up --legacy --contradict ...")
     begun = time.monotonic()
-    made = lifecycle.up(name, count, suite, progress())
+    made = lifecycle.up(name, count, suite, progress(), brand=brand, legacy=legacy, contradictions=contradictions)
     console().print(f"lab {name} is up: {len(made.hosts)} hosts in {time.monotonic() - begun:.1f} s")
     print_hosts(made)
     console().print(f"site file: {made.inventory}", soft_wrap=True)
+
+
+@lab.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def contradictions(as_json: bool) -> None:
+    """What `up --legacy --contradict NAME` can make legacy files disagree about."""
+    if as_json:
+        found = {name: {"says": one.says, "hosts": one.hosts} for name, one in CONTRADICTIONS.items()}
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "hosts", "what is wrong"):
+        table.add_column(column)
+    for name, one in CONTRADICTIONS.items():
+        table.add_row(name, str(one.hosts), one.says)
+    console().print(table)
 
 
 @lab.command()
@@ -134,6 +175,8 @@ def describe(found: Lab) -> dict[str, Any]:
         "name": found.name,
         "site": found.site,
         "suite": found.suite,
+        "legacy": found.legacy,
+        "brand": found.brand,
         "bridge": found.bridge,
         "subnet": found.subnet,
         "subnet6": found.subnet6,

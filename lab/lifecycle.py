@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from callfleet.secrets import write_private
 from lab import apt, ca, cgroups, hosts, inventory, mounts, network, paths, registry, requirements, rootfs
+from lab.brands import brand_of
 from lab.errors import LabError
+from lab.legacy import check_contradictions, lay_down
+from lab.legacy import layers as legacy_layers
 from lab.locks import locked
 from lab.model import DEFAULT_SUITE, NAME, Lab, LabHost, all_names, allocate, label
 
@@ -18,15 +21,29 @@ PARALLEL = 16
 TRASH = ".trash-"
 
 
-def up(name: str, count: int, suite: str, say: Say) -> Lab:
-    """Make the lab run with at least this many hosts; what runs already is left alone."""
+def up(
+    name: str,
+    count: int,
+    suite: str,
+    say: Say,
+    *,
+    brand: str | None = None,
+    legacy: bool = False,
+    contradictions: Sequence[str] = (),
+) -> Lab:
+    """Make the lab run with at least this many hosts; what runs already is left alone.
+
+    With `legacy` they are what production was before callfleet, with these contradictions in their files.
+    """
+    if brand is not None:
+        brand_of(brand)
+    check_contradictions(contradictions, count)
     requirements.check_machine()
     requirements.check_state()
     requirements.install_missing(say)
     with _alone(name):
-        lab = allocate(name, count, suite)
-        layers = {lab.hub.name: rootfs.ensure_hub(say)}
-        layers |= {host.name: [rootfs.ensure(host.suite, say)] for host in lab.fleet_hosts}
+        lab = allocate(name, count, suite, legacy=legacy, brand=brand)
+        layers = {host.name: _layers(lab, host, say) for host in lab.hosts}
         ca.ensure(lab)
         network.ensure(lab)
         off = sum(hosts.state(host) == "off" for host in lab.hosts)
@@ -40,6 +57,8 @@ def up(name: str, count: int, suite: str, say: Say) -> Lab:
         with ThreadPoolExecutor(PARALLEL) as pool:
             list(pool.map(lambda host: hosts.write_names(lab, host), lab.hosts))
         inventory.write(lab, digests)
+        if legacy:
+            lay_down(lab, contradictions, say)
     return lab
 
 
@@ -93,13 +112,20 @@ def _alone(name: str) -> AbstractContextManager[None]:
     return locked(paths.state() / "locks" / name, wait=False, busy=busy)
 
 
+def _layers(lab: Lab, host: LabHost, say: Say) -> list[Path]:
+    """The root filesystem of one host, uppermost layer first."""
+    if lab.legacy:
+        return legacy_layers(lab, host, say)
+    return rootfs.ensure_hub(say) if host.name == lab.hub.name else [rootfs.ensure(host.suite, say)]
+
+
 def _boot(lab: Lab, host: LabHost, layers: list[Path]) -> None:
     if hosts.state(host) != "off":
         return
     if not hosts.is_prepared(host):
         hosts.prepare(lab, host, layers)
         if host.name == lab.hub.name:
-            registry.prepare(lab, layers[0])
+            registry.prepare(lab, next(layer for layer in layers if (layer / "etc/passwd").exists()))
         hosts.seal(host, layers)
     hosts.write_names(lab, host)
     hosts.start(host)

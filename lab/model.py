@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -16,6 +16,7 @@ from lab.locks import locked
 
 DEFAULT_NAME = "lab"
 DEFAULT_SUITE = "trixie"
+DEFAULT_BRAND = "cxbridge"
 SUITES = ("trixie", "bookworm")
 HUB = "hub"
 FLEET = "eu1"
@@ -100,12 +101,17 @@ class LabHost:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab: `index` decides its bridge and subnets, `host_names` has the hub first."""
+    """A lab: `index` decides its bridge and subnets, `host_names` has the hub first.
+
+    The hosts of a `legacy` one come up as production was before callfleet (`lab.legacy`), under `brand`'s names.
+    """
 
     name: str
     index: int
     suite: str
     host_names: tuple[str, ...]
+    legacy: bool = False
+    brand: str = DEFAULT_BRAND
 
     @classmethod
     def load(cls, name: str = DEFAULT_NAME) -> Lab:
@@ -116,11 +122,14 @@ class Lab:
             data: dict[str, Any] = json.loads(record.read_text())
         except FileNotFoundError as error:
             raise LabError(f"there is no lab named {name}", f"callfleet lab up --name {name}") from error
-        return cls(data["name"], data["index"], data["suite"], tuple(data["hosts"]))
+        # Older records say nothing of the last two.
+        legacy, brand = data.get("legacy", False), data.get("brand", DEFAULT_BRAND)
+        return cls(data["name"], data["index"], data["suite"], tuple(data["hosts"]), legacy, brand)
 
     def save(self) -> None:
         """Record the lab; readers see the old or the new record, never half."""
-        data = {"name": self.name, "index": self.index, "suite": self.suite, "hosts": self.host_names}
+        data: dict[str, Any] = {"name": self.name, "index": self.index, "suite": self.suite, "hosts": self.host_names}
+        data |= {"legacy": self.legacy, "brand": self.brand}
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         candidate = self.directory / "lab.json.new"
         candidate.write_text(json.dumps(data) + "\n")
@@ -178,8 +187,13 @@ class Lab:
 
     @property
     def fleet_hosts(self) -> tuple[LabHost, ...]:
-        """The hosts that carry calls."""
-        return self.hosts[1:]
+        """The hosts that carry calls; on a legacy lab of one host that is the hub."""
+        return self.hosts if self.one_box else self.hosts[1:]
+
+    @property
+    def one_box(self) -> bool:
+        """Whether everything is on the hub."""
+        return self.legacy and len(self.host_names) == 1
 
     @property
     def ssh_key(self) -> Path:
@@ -240,18 +254,32 @@ def host_names(count: int) -> tuple[str, ...]:
     return (HUB, *(f"{FLEET}-{letter}" for letter in letters[: count - 1]))
 
 
-def allocate(name: str, hosts: int, suite: str) -> Lab:
-    """The recorded lab of that name grown to `hosts`, or a new one with an index that no other lab has."""
+def allocate(name: str, hosts: int, suite: str, *, legacy: bool = False, brand: str | None = None) -> Lab:
+    """The recorded lab of that name grown to `hosts`, or a new one with an index that no other lab has.
+
+    Raises LabError when the recorded one is of another kind: bare hosts do not become legacy ones.
+    """
     check_name(name)
     with locked(paths.state() / "index.lock"):
         if (paths.labs() / name / "lab.json").exists():
             known = Lab.load(name)
             names = max(known.host_names, host_names(hosts), key=len)
-            grown = Lab(name, known.index, known.suite, names)
+            _check_kind(known, names, legacy, brand)
+            grown = replace(known, host_names=names)
         else:
-            grown = Lab(name, _free_index(name), suite, host_names(hosts))
+            grown = Lab(name, _free_index(name), suite, host_names(hosts), legacy, brand or DEFAULT_BRAND)
         grown.save()
     return grown
+
+
+def _check_kind(known: Lab, names: tuple[str, ...], legacy: bool, brand: str | None) -> None:
+    again = f"callfleet lab down --name {known.name}, or another --name"
+    if legacy and not known.legacy:
+        raise LabError(f"lab {known.name} has bare hosts already", again)
+    if brand not in (None, known.brand):
+        raise LabError(f"lab {known.name} has the brand {known.brand}", again)
+    if known.one_box and len(names) > 1:
+        raise LabError(f"lab {known.name} is a legacy site of one host, which does not grow", again)
 
 
 def all_names() -> list[str]:

@@ -1,6 +1,6 @@
 """Root filesystems that hosts are overlays of: built once, cached by what they are made from, never changed after.
 
-The hub's is a second layer over the plain one, with the image registry in it.
+The hub's is a second layer over the plain one, with the image registry in it; a legacy host's has its services.
 """
 
 from __future__ import annotations
@@ -56,23 +56,28 @@ def ensure(suite: str, say: Say) -> Path:
 
 def ensure_hub(say: Say) -> list[Path]:
     """The hub's layers, uppermost first; built if the cache has none."""
-    base = ensure(DEFAULT_SUITE, say)
-    target = paths.cache() / f"hub-{base.name}-{_key(HUB_PACKAGES)}"
-    with locked(paths.cache() / "hub.lock"):
+    return ensure_layer("hub", [ensure(DEFAULT_SUITE, say)], HUB_PACKAGES, say)
+
+
+def ensure_layer(name: str, below: list[Path], packages: tuple[str, ...], say: Say) -> list[Path]:
+    """The layers with one of these packages over them, uppermost first; built if the cache has none."""
+    target = paths.cache() / f"{name}-{below[0].name}-{_key(packages)}"
+    with locked(paths.cache() / f"{name}.lock"):
         if not target.exists():
-            say(f"adding {', '.join(HUB_PACKAGES)} for the hub (once; it is cached)")
+            say(f"adding {', '.join(packages)} (once; it is cached)")
             building = paths.cache() / f".building-{target.name}"
             delete(building)
             for part in ("upper", "work", "root"):
                 (building / part).mkdir(parents=True)
-            mount_overlay(str(base), building / "upper", building / "work", building / "root")
+            lower = ":".join(map(str, below))
+            mount_overlay(lower, building / "upper", building / "work", building / "root")
             try:
-                _install(building / "root", HUB_PACKAGES)
+                _install(building / "root", packages)
             finally:
                 unmount_below(building)
             (building / "upper").rename(target)
             delete(building)
-    return [target, base]
+    return [target, *below]
 
 
 def _key(*made_from: object) -> str:

@@ -10,7 +10,7 @@ from callfleet.site import load_site
 from lab import ca, inventory, paths
 from lab.model import Lab, allocate
 
-DIGESTS = {f"{repository}:1": "sha256:" + "0" * 64 for repository in inventory.IMAGES.values()}
+DIGESTS = {f"{repository}:1": "sha256:" + "0" * 64 for repository in inventory.images("cxbridge").values()}
 
 
 @pytest.fixture
