@@ -26,7 +26,7 @@ CHANGES = {
     "units": ({"eu1-b units": "(?!.*cxbcore@4)"}),
     "declared-workers": {f"eu1-b {ENV}": "CXBCORE_WORKERS=16"},
     "upstream": {f"eu1-b {NGINX}": "(?s)(?!.*cxbcore_4)"},
-    "maxconn": {f"hub {HAPROXY}": r"(?s).*eu1-a [^\n]* maxconn 4\n.*eu1-b [^\n]* maxconn 16\n"},
+    "maxconn": {f"hub {HAPROXY}": r"(?s).*eu1-b [^\n]* maxconn 16\n"},
     "inbound-only": {"hub core_fleet": "(?!.*eu1-b)", f"hub {DIALLER}": "(?!.*eu1-b)"},
     "outbound-only": {f"hub {HAPROXY}": "(?s)(?!.*eu1-a)"},
     "core-fleet": {"hub core_fleet": "(?!.*eu1-a)"},
@@ -147,7 +147,7 @@ def test_another_brand_has_none_of_the_first_one_s_names() -> None:
 
 
 def test_one_host_has_everything_but_an_ingress() -> None:
-    """nginx serves the fleet's, the API's and the Console's names on 443; with an ingress the last two from loopback."""
+    """nginx serves the fleet's, the API's and the Console's names on 443, behind an ingress the last two from loopback."""
     lab, three = legacy("one", 1), legacy("three", 3)
     alone, hub = made(lab, site_of(lab))["hub"], made(three, site_of(three))["hub"]
     files = {file.path: file.content for file in alone.files}
@@ -181,7 +181,7 @@ def test_the_site_file_is_what_the_site_is_to_become(hosts: int, brand: str) -> 
 
 
 def test_a_lab_stays_of_its_kind() -> None:
-    """Bare hosts do not become legacy ones, a site of one host does not grow, a brand stays. Control: the same again."""
+    """Bare hosts do not become legacy ones, one host does not grow, a brand stays. Control: the same again."""
     allocate("bare", 3, "trixie")
     legacy("one", 1)
     for name, hosts, brand, said in (
@@ -213,7 +213,7 @@ def test_a_host_is_laid_down_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(onhost.shutil, "chown", lambda *words: None)
     file = {"path": str(tmp_path / "etc/file"), "content": "text", "mode": 0o640, "owner": "root:root"}
     keys = ("users", "directories", "absent", "links", "checks", "units", "reloads", "ready")
-    wanted = {**dict.fromkeys(keys, []), "files": [file], "core_fleet": None, "instances_of": ""}
+    wanted = {**{key: [] for key in keys}, "files": [file], "core_fleet": None, "instances_of": ""}
     assert onhost.lay_down(wanted, "one") == "laid"
     written = (tmp_path / "etc/file").stat()
     assert written.st_mode & 0o777 == 0o640

@@ -20,8 +20,8 @@ WEB_PORT = 8081
 class FleetHost:
     """One fleet host by its own files: units that run, CXBCORE_WORKERS, servers of nginx's upstream.
 
-    `retry_tries` is 0 where the block for busy workers is missing, `keepalive` 0 where nginx keeps no connection. Without
-    `zone` each process of nginx counts a worker's connections for itself.
+    `retry_tries` is 0 where the block for busy workers is missing, `keepalive` 0 where nginx keeps no connection.
+    Without `zone` each process of nginx counts a worker's connections for itself.
     """
 
     name: str
