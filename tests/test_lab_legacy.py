@@ -147,7 +147,7 @@ def test_another_brand_has_none_of_the_first_one_s_names() -> None:
 
 
 def test_one_host_has_everything_but_an_ingress() -> None:
-    """nginx serves the fleet's, the API's and the Console's names on 443, behind an ingress the last two from loopback."""
+    """nginx serves three names on 443; behind an ingress only API and Console, from loopback."""
     lab, three = legacy("one", 1), legacy("three", 3)
     alone, hub = made(lab, site_of(lab))["hub"], made(three, site_of(three))["hub"]
     files = {file.path: file.content for file in alone.files}
