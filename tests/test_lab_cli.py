@@ -77,7 +77,7 @@ def test_an_unknown_lab_is_an_error_with_a_next_step() -> None:
 def test_ctrl_c_ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 130 and how to go on."""
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lifecycle, "up", interrupted)
