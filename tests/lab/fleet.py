@@ -295,14 +295,17 @@ class Fleet:
             time.sleep(0.2)
 
     def outside(self, host: str) -> dict[str, str]:
-        """All that a run could have changed, read without callfleet: content, times, containers, units, rules."""
+        """All that a run could have changed, read without callfleet: content, times, containers, units, rules.
+
+        Without the records of what was done.
+        """
+        records = "! -path /etc/callfleet/journal.jsonl ! -path '/etc/callfleet/stacks/*/made.json'"
         return {
             "files": self.ssh(
                 host,
                 "find /etc /opt /usr/local /var/lib/systemd/deb-systemd-helper-enabled -xdev -type f "
-                "! -name '*-' ! -path '/etc/callfleet/journal.jsonl' -printf '%p %m %U:%G %T@ %s\\n' 2>/dev/null "
-                "| sort; "
-                "find /etc/callfleet /opt/stacks /etc/systemd /usr/local -xdev -type f ! -name journal.jsonl "
+                f"! -name '*-' {records} -printf '%p %m %U:%G %T@ %s\\n' 2>/dev/null | sort; "
+                f"find /etc/callfleet /opt/stacks /etc/systemd /usr/local -xdev -type f {records} "
                 "-exec sha256sum {} + 2>/dev/null | sort",
             ),
             "containers": self.ssh(

@@ -255,11 +255,19 @@ def listed(done: Converge) -> set[tuple[str, str, str]]:
     return found
 
 
-def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
+@pytest.fixture
+def listing(fleet: Fleet) -> Iterator[Fleet]:
+    """Afterwards the API's list holds our hosts alone."""
+    yield fleet
+    put_core_fleet(fleet, urls(fleet))
+
+
+def test_a_host_edited_by_hand_is_found_and_mended(listing: Fleet) -> None:
     """What `--dry` lists, having written nothing, is what the next run changes, seen from outside: no more, no less.
 
     A foreign URL in the API's list is kept.
     """
+    fleet = listing
     fleet.ssh(
         "eu1-a",
         f"""
@@ -314,7 +322,6 @@ def test_a_host_edited_by_hand_is_found_and_mended(fleet: Fleet) -> None:
     assert "9999" not in fleet.ssh("eu1-a", "nft list table inet callfleet")
     assert "docker.io" in fleet.ssh("eu1-a", "apt-mark showhold").split()
     clean(fleet)
-    put_core_fleet(fleet, urls(fleet))
 
 
 def test_another_version_than_the_declared_one_is_a_blocked_change(fleet: Fleet) -> None:
