@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -13,6 +14,9 @@ import pytest
 from lab.model import Lab
 from tests.lab.fleet import STACK, Fleet
 from tests.lab.look import FIGURES, in_rotation
+
+# Tests send Ctrl-C to commands, which a shell's background job and all that it starts would ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAILED = pytest.StashKey[bool]()
 NAME = os.environ.get("CALLFLEET_TEST_LAB", "test")

@@ -333,16 +333,16 @@ def test_a_log_that_is_followed_leaves_nothing_behind(fleet: Fleet) -> None:
         [*CALLFLEET, "logs", first, "--follow", "--lines", "0", "--site", fleet.lab.site],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as following:  # fmt: skip
+        watch = threading.Timer(180, following.kill)
+        watch.start()
         fleet.until(lambda: fleet.ssh(first, reader).strip(), 60, "the log is followed")
         fleet.ssh(first, f"systemctl restart callfleet-keeper@{STACK}.service")
-        watch = threading.Timer(60, following.kill)
-        watch.start()
         assert following.stdout is not None
         while "Started callfleet-keeper" not in (line := following.stdout.readline()):
             assert line, "it ended, or nothing came"
-        watch.cancel()
         following.send_signal(signal.SIGINT)
         assert following.wait(timeout=60) == 130
+        watch.cancel()
         assert following.stderr is not None
         assert "Traceback" not in following.stderr.read()
     fleet.until(lambda: not fleet.ssh(first, reader).strip(), 30, "nothing follows it any more")
