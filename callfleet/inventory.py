@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,17 @@ def refuse_unedited(site: Site) -> None:
         )
 
 
-def refuse_unusable(site: Site) -> None:
-    """CallfleetError while a secret or certificate that the site names cannot be had, or a certificate cannot serve."""
-    if problems := unusable(site):
+def refuse_unusable(site: Site, hosts: Collection[str] | None = None) -> None:
+    """CallfleetError while a secret or certificate that the site names cannot be had, or a certificate cannot serve.
+
+    With `hosts`, certificates of other hosts do not matter.
+    """
+    if problems := unusable(site, hosts):
         lines = "\n".join(f"  {problem}" for problem in problems)
+        elsewhere = "" if hosts is not None else "\nHosts that get none of these: callfleet plan or apply, with --limit"
         raise CallfleetError(
-            f"The site {site.name} names secrets or certificates of no use; nothing was connected to:\n{lines}"
+            f"The site {site.name} names secrets or certificates of no use; nothing was connected to:\n"
+            f"{lines}{elsewhere}"
         )
 
 

@@ -124,8 +124,26 @@ def run_of(host: PyinfraHost) -> HostRun:
         site = site_of(host)
         store = opened(site)
         made = Context(site, site.host(host.name), store.secret, store.credential)
-        runs[host.name] = HostRun(made, _request(made))
+        try:
+            request = _request(made)
+        except (CallfleetError, ValueError):
+            # A secret or certificate is of no use. What it means for the plan is told where that is made.
+            request = _least(made)
+        runs[host.name] = HostRun(made, request)
     return runs[host.name]
+
+
+def _least(made: Context) -> ProbeRequest:
+    """What to ask a host whose expected state cannot be told: its slots and proxies."""
+    roles, stack = made.host.roles, made.site.brand.stack
+    front = ((ADMIN_SOCKET,), (MASTER_SOCKET,)) if roles & {"ingress", "app"} else ((), ())
+    own = (f"/run/{stack}/proxy/admin.sock", f"/run/{stack}/proxy/master.sock") if "fleet" in roles else ()
+    return ProbeRequest(
+        stacks=(stack,) if own else (),
+        haproxy_admin=(*front[0], *own[:1]),
+        haproxy_master=(*front[1], *own[1:]),
+        haproxy_sessions=own[1:],
+    )
 
 
 def _request(made: Context) -> ProbeRequest:

@@ -39,6 +39,8 @@ def named(site: Site, word: str) -> list[Target]:
     if name in hosts:
         return [_units(hosts[name])]
     if name in fleets:
+        if not fleets[name]:
+            raise CallfleetError(f"the fleet {name} of {site.name} has no hosts yet. Next: callfleet host add --help")
         return [_units(hosts[host]) for host in fleets[name]]
     if found := [_called(site, host, service) for host in site.hosts for service in _matching(site, host, name)]:
         return found

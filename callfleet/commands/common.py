@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from callfleet.errors import CallfleetError
 from callfleet.site import Site, load_site
 from callfleet.templates import ROOT
 
+DEFAULT_SITE, SITE_VARIABLE = "prod", "CALLFLEET_SITE"
 DONE, FAILED, PENDING = 0, 1, 3
 """Exit codes of what acts: done, failed, some of it waits for the end of calls."""
 
@@ -31,8 +33,8 @@ SITE = click.argument("site", shell_complete=_sites)
 site_option = click.option(
     "--site",
     "-s",
-    default="prod",
-    envvar="CALLFLEET_SITE",
+    default=DEFAULT_SITE,
+    envvar=SITE_VARIABLE,
     show_default=True,
     help="Site name or file.",
     show_envvar=True,
@@ -99,7 +101,7 @@ def table(*headings: str) -> Table:
 
 def console() -> Console:
     """Where tables go: colours only on a terminal, and into a pipe each row on one line."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else UNFOLDED)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else UNFOLDED)
 
 
 def show(made: Table) -> None:
@@ -108,8 +110,14 @@ def show(made: Table) -> None:
 
 
 def confirm_site(site: Site, what: str) -> None:
-    """Ask for the site's name. CallfleetError when nobody can be asked, Abort for another answer."""
+    """Ask for the site's name. CallfleetError when nobody can be asked, or for another answer."""
     if not sys.stdin.isatty():
         raise CallfleetError("nobody can be asked here and --yes was not given; nothing was changed")
-    if click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True) != site.name:
-        raise click.Abort
+    said = click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True)
+    if said != site.name:
+        raise CallfleetError(f"expected {site.name}, got {said!r}; nothing was changed")
+
+
+def on(site: str) -> str:
+    """The option by which a next command means the same site; empty where it does so without."""
+    return "" if site == os.environ.get(SITE_VARIABLE, DEFAULT_SITE) else f" --site {shlex.quote(site)}"

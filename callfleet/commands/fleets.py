@@ -6,7 +6,7 @@ import re
 
 import click
 
-from callfleet.commands.common import echo_json, json_option, open_site, site_option, site_path
+from callfleet.commands.common import echo_json, json_option, on, open_site, site_option, site_path
 from callfleet.document import nearest
 from callfleet.errors import CallfleetError
 from callfleet.site import edit
@@ -47,7 +47,9 @@ def add(name: str, site: str, public_name: str, as_json: bool) -> None:
         raise CallfleetError(f"{name!r} is no name of a fleet: expected lower-case letters, digits and hyphens")
     before = path.read_text("utf-8")
     edit.replace_file(path, before, edit.add_fleet(before, name, public_name))
-    done("fleet add", loaded.name, name, f"callfleet host add NAME ADDRESS --fleet {name} --workers N", as_json)
+    done(
+        "fleet add", loaded.name, name, f"callfleet host add NAME ADDRESS --fleet {name} --workers N{on(site)}", as_json
+    )
 
 
 @fleet.command()
@@ -71,7 +73,8 @@ def remove(name: str, site: str, as_json: bool) -> None:
         raise CallfleetError(f"{loaded.name} has no fleet {name}. {nearest(name, known)}")
     if found.hosts:
         hosts = ", ".join(found.hosts)
-        raise CallfleetError(f"{name} has hosts: {hosts}. First, for each: callfleet host remove {found.hosts[0]}")
+        first = f"callfleet host remove {found.hosts[0]}{on(site)}"
+        raise CallfleetError(f"{name} has hosts: {hosts}. First, for each: {first}")
     before = path.read_text("utf-8")
     edit.replace_file(path, before, edit.remove_fleet(before, name))
     then = f"callfleet apply {site}" if found.public_name else ""

@@ -26,6 +26,7 @@ from callfleet.commands.common import (
     echo_json,
     json_option,
     note,
+    on,
     open_site,
     site_option,
     site_path,
@@ -33,6 +34,7 @@ from callfleet.commands.common import (
 from callfleet.desired.ingress import ADMIN_SOCKET
 from callfleet.errors import CallfleetError, SiteError, shown_path
 from callfleet.hostkeys import Key
+from callfleet.inventory import refuse_unedited, refuse_unusable
 from callfleet.pyinfra_session import Session
 from callfleet.renewal import State, internal_certificates
 from callfleet.site import Host, Site, edit, load_site
@@ -174,12 +176,7 @@ def add(
             checks = examine(session, names)
             if not yes:
                 confirm_site(loaded, f"{', '.join(names)} will be written into {path.name}.")
-            pins.write()
-            try:
-                edit.replace_file(path, before, after)
-            except BaseException:
-                pins.undo()
-                raise
+            pins.write_with(path, before, after)
             undo.pop_all()
             made = plans.look(session)
     then = f"callfleet apply {site}"
@@ -272,7 +269,7 @@ class Pins:
         if fingerprint:
             if fingerprint != found.fingerprint:
                 raise CallfleetError(
-                    f"{one.name} shows the host key {found.fingerprint}, --fingerprint says {fingerprint}; nothing was "
+                    f"{one.name} shows the host key {found.fingerprint}, not the given {fingerprint}; nothing was "
                     "done. Compare it with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host's own console"
                 )
         elif found not in known:
@@ -293,7 +290,7 @@ class Pins:
         click.echo(why, err=True)
         question = "Compare it on the host's own console. Type yes if it is the same"
         if click.prompt(question, default="no", err=True) != "yes":
-            raise click.Abort
+            raise CallfleetError(f"{one.name}: its key was not confirmed; nothing was written")
 
     @contextmanager
     def tried(self, site: Site) -> Iterator[Site]:
@@ -311,10 +308,15 @@ class Pins:
                 ),
             )
 
-    def write(self) -> None:
-        """Pin them."""
-        for path, text in self.after.items():
-            edit.write_text(path, self.before[path], text)
+    def write_with(self, path: Path, before: str, after: str) -> None:
+        """Pin them, and put `after` in the place of the site file; both or neither."""
+        for known, text in self.after.items():
+            edit.write_text(known, self.before[known], text)
+        try:
+            edit.replace_file(path, before, after)
+        except BaseException:
+            self.undo()
+            raise
 
     def undo(self) -> None:
         """Put back what was pinned before, where it was written."""
@@ -360,24 +362,23 @@ def remove(
       callfleet host remove eu1-a --wipe --yes
       callfleet host remove eu1-a --lost
     """
-    loaded, path = open_site(site), site_path(site)
-    before = path.read_text("utf-8")
-    leaver = fleet_host(loaded, name)
-    after = edit.remove_host(before, loaded, name)
-    rest = load_site(path, after)
     if lost and wipe:
         raise click.UsageError("--lost never reaches the host, so it cannot --wipe it")
+    loaded = open_site(site)
+    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
+    leave = Leave(loaded, site, fleet_host(loaded, name), seconds, recordings_moved, as_json)
+    leave.check(wipe=wipe)
     if not yes:
         confirm_site(loaded, f"{name} leaves {loaded.name}{' unreached' if lost else ''}.")
-    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    leave = Leave(loaded, rest, leaver, seconds, recordings_moved, as_json)
-    code = leave.carry_out(lost=lost, wipe=wipe)
-    if code == DONE:
-        forget(leaver)
-        edit.replace_file(path, before, after)
-        leave.say(f"{name} is out of the inventory")
-    then = "" if code == DONE else f"callfleet host remove {name}, again"
-    finish("host remove", leave, code, then)
+    with leave.resumed_by(f"callfleet host remove {name}{' --wipe' if wipe else ''}{' --lost' if lost else ''}"):
+        code = leave.carry_out(lost=lost, wipe=wipe)
+        if code == DONE:
+            now, rest = leave.rest()
+            edit.replace_file(loaded.path, now, rest)
+            # The key last: without it, a run that was interrupted here could not reach the host again.
+            forget(leave.host)
+            leave.say(f"{name} is out of the inventory")
+    finish("host remove", leave, code)
 
 
 def fleet_host(site: Site, name: str) -> Host:
@@ -389,24 +390,77 @@ def fleet_host(site: Site, name: str) -> Host:
     if found.roles != {"fleet"}:
         roles = " and ".join(sorted(found.roles - {"fleet"}))
         raise CallfleetError(
-            f"{name} is {roles} of {site.name}. Only hosts that carry calls and nothing else come and go by command; "
-            f"give its role to another host in {site.path.name}, and apply that first"
+            f"{name} is {roles} of {site.name}. Only hosts that carry calls and nothing else come and go by command. "
+            f"First give that to another host in {shown_path(site.path)}, then: callfleet apply {site.name}"
         )
     return found
 
 
 @dataclass
 class Leave:
-    """A host on its way out of a site. `rest` is the site without it."""
+    """A host on its way out of a site; `named` is what the operator called the site."""
 
     site: Site
-    rest: Site
+    named: str
     host: Host
     seconds: float
     recordings_moved: bool
     as_json: bool
     steps: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def rest(self) -> tuple[str, str]:
+        """The site file as it is now, and without the host: others may have edited it while calls were waited for."""
+        now = self.site.path.read_text("utf-8")
+        found = load_site(self.site.path, now)
+        if self.host.name not in [one.name for one in found.hosts]:
+            return now, now
+        return now, edit.remove_host(now, found, self.host.name)
+
+    def check(self, *, wipe: bool) -> None:
+        """CallfleetError for what would stop it half-way, before anything is touched: the file, certificates."""
+        _, text = self.rest()
+        try:
+            rest = load_site(self.site.path, text)
+        except SiteError as error:
+            only = len(self.site.fleet_hosts) == 1
+            what = "it is the only host that carries calls: add another one first, or give up the site" if only else ""
+            raise SiteError(
+                error.errors,
+                f"Without {self.host.name} the site would not be valid{what and f', {what}'}. Nothing was changed",
+            ) from None
+        refuse_unedited(self.site)
+        refuse_unusable(rest, self.around(rest))
+        if wipe:
+            refuse_unusable(self.site, {self.host.name})
+
+    @staticmethod
+    def around(site: Site) -> list[str]:
+        """Hosts that it is registered with."""
+        return [one.name for one in site.hosts if one.roles & {"ingress", "app"}]
+
+    @contextmanager
+    def resumed_by(self, command: str) -> Iterator[None]:
+        """Whatever ends the block early, the operator is told what was done and how to go on."""
+        self.command = command + (" --recordings-moved" if self.recordings_moved else "") + on(self.named)
+        try:
+            yield
+        except KeyboardInterrupt:
+            note(f"\nInterrupted. {self.left_off()}")
+            raise
+        except CallfleetError as error:
+            raise CallfleetError(f"{error}\n{self.left_off()}") from error
+
+    def left_off(self) -> str:
+        """What a removal that ended early leaves behind."""
+        if not self.steps:
+            return f"{self.host.name} serves on, nothing was done. Again: {self.command}"
+        back = f"callfleet host ready {self.host.name}{on(self.named)}"
+        return (
+            f"Done so far: {'; '.join(self.steps)}. Next: {self.command} goes on from there. "
+            f"While it is in the inventory, {back} and callfleet apply {self.named} put it back"
+        )
 
     def say(self, text: str) -> None:
         """A step that is done."""
@@ -445,7 +499,7 @@ class Leave:
         """Calls that the ingress still holds to the host; None where no ingress tells."""
         if not self.site.ingress_hosts:
             return None
-        with Session(self.site, ("ingress",)) as session:
+        with Session(self.site, ("ingress",), credentials=False) as session:
             proxies = [actual.proxy(ADMIN_SOCKET) for actual, _, _ in session.probe().values()]
         known = [one for one in proxies if one is not None and not isinstance(one, Unknown)]
         servers = [server for one in known for server in one.servers if server.name == self.host.name]
@@ -454,11 +508,11 @@ class Leave:
     @contextmanager
     def reached(self) -> Iterator[Session]:
         """The host, connected."""
-        with Session(self.site, (self.host.name,)) as session:
+        with Session(self.site, (self.host.name,), credentials=False) as session:
             if why := session.unreached.get(self.host.name):
                 raise CallfleetError(
                     f"{self.host.name} is not reached: {why}. Nothing more was done. If it is gone for good: "
-                    f"callfleet host remove {self.host.name} --lost"
+                    f"{self.command.replace(' --wipe', '')} --lost"
                 )
             yield session
 
@@ -469,7 +523,7 @@ class Leave:
         if not found.stack:
             self.say(f"{name}: no workers were laid down there")
             return False
-        self.refuse_recordings(found, "nothing was done")
+        self.refuse_recordings(found)
         slots.declare(session, name, "drain", (), "--reason leaves")
         self.say(f"{name}: takes no new call")
         left = [
@@ -486,30 +540,35 @@ class Leave:
         if found.results:
             self.say(f"{name}: {found.results} call results are not delivered; does the API answer?")
             return None
-        self.refuse_recordings(found, "it stays drained; `callfleet host ready` puts it back")
+        self.refuse_recordings(found)
         self.say(f"{name}: no call left, every result delivered")
         return True
 
     def held(self, session: Session) -> leaving.Held:
-        """What is on it."""
-        return leaving.held(session.ask(self.host.name, leaving.look(self.site)))
+        """What is on it. CallfleetError for an answer that is none: it is never taken for an empty host."""
+        answer = session.ask(self.host.name, leaving.look(self.site))
+        try:
+            return leaving.held(answer)
+        except ValueError:
+            raise CallfleetError(f"{self.host.name} does not tell what it still holds: {answer[:200]!r}") from None
 
-    def refuse_recordings(self, found: leaving.Held, state: str) -> None:
+    def refuse_recordings(self, found: leaving.Held) -> None:
         """CallfleetError while recordings lie on it that nobody has said to be safe."""
         if found.recordings and not self.recordings_moved:
             size = f"{found.recordings} recordings ({found.recording_bytes / 1024**2:.1f} MiB)"
             raise CallfleetError(
-                f"{self.host.name} still has {size} in /var/lib/{self.site.brand.stack}/recordings; {state}. The site "
+                f"{self.host.name} still has {size} in /var/lib/{self.site.brand.stack}/recordings. The site "
                 "declares no store that they could be moved to: copy them, then run this with --recordings-moved"
             )
 
     def deregister(self, until: float) -> int:
         """Out of the ingress, the API's list and the Dialler; an exit code. Tried again while something waits."""
-        around = [one.name for one in self.rest.hosts if one.roles & {"ingress", "app"}]
-        if not around:
-            return DONE
         while True:
-            with Session(self.rest, around, only=leaving.DEREGISTRATION) as session:
+            rest = load_site(self.site.path, self.rest()[1])
+            around = self.around(rest)
+            if not around:
+                return DONE
+            with Session(rest, around, only=leaving.DEREGISTRATION) as session:
                 session.look()
                 ended = session.apply()
             bad = [one for one in ended if one.outcome in ("failed", "not reached")]
@@ -541,17 +600,18 @@ def _called(one: Host) -> set[str]:
     return {name for name in names if name}
 
 
-def finish(kind: str, leave: Leave, code: int, then: str) -> None:
+def finish(kind: str, leave: Leave, code: int) -> None:
     """The end of a removal."""
+    then = "" if code == DONE else leave.command
     if leave.as_json:
         echo_json(
             {"schema": 1, "kind": kind, "site": leave.site.name, "host": leave.host.name, "exit": code,
              "steps": leave.steps, "may_be_lost": leave.lost, "next": then}
         )  # fmt: skip
     elif code == DONE:
-        click.echo(f"Removed {leave.host.name}." + (f" Next: {then}" if then else ""))
+        click.echo(f"Removed {leave.host.name}.")
     else:
-        click.echo(f"Not removed yet. Next: {then}")
+        click.echo(f"Not removed yet. Next: {then}, again")
     sys.exit(code)
 
 
@@ -605,21 +665,25 @@ def replace_host(
         raise CallfleetError(f"{name} has the address6 {old.address6}: give the new machine's, --address6")
     after = edit.set_address(before, loaded, name, new_address, address6)
     declared = load_site(path, after)
-    rest = load_site(path, edit.remove_host(before, loaded, name))
+    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
+    leave = Leave(loaded, site, old, seconds, recordings_moved, as_json)
+    leave.check(wipe=False)
     pins = Pins(declared)
     pins.confirm(declared.host(name), fingerprint)
     with pins.tried(declared) as trial, Session(trial, sorted({name} | doctor.witnesses(trial))) as session:
         examine(session, [name])
     if not yes:
         confirm_site(loaded, f"{name} at {old.address} is taken out, {new_address} takes its place.")
-    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    leave = Leave(loaded, rest, old, seconds, recordings_moved, as_json)
-    code = leave.carry_out(lost=lost, wipe=False)
-    if code != DONE:
-        finish("host replace", leave, code, f"callfleet host replace {name} {new_address}, again")
-    pins.write()
-    forget(old, but=declared.host(name))
-    edit.replace_file(path, before, after)
+    again = f"callfleet host replace {name} {new_address}{f' --address6 {address6}' if address6 else ''}"
+    with leave.resumed_by(f"{again}{' --lost' if lost else ''}"):
+        code = leave.carry_out(lost=lost, wipe=False)
+        if code != DONE:
+            finish("host replace", leave, code)
+        now = path.read_text("utf-8")
+        after = edit.set_address(now, load_site(path, now), name, new_address, address6)
+        pins.write_with(path, now, after)
+        forget(old, but=declared.host(name))
+    declared = load_site(path, after)
     # By a copy of the pins: known_hosts was read already by this process, with the old machine's key in it.
     with pins.tried(declared) as trial, Session(trial, sorted(plan_scope(trial, [name]))) as session:
         made = plans.look(session)

@@ -169,7 +169,7 @@ def spread(
     site: Site, scripts: dict[Target, str], warn: Callable[[Session, Sequence[Target]], None] | None = None
 ) -> dict[Target, int]:
     """Run each script on its host, all at once, showing what they say; their exit codes."""
-    with Session(site, {one.host for one in scripts}) as session:
+    with Session(site, {one.host for one in scripts}, credentials=False) as session:
         if warn is not None:
             warn(session, list(scripts))
         width = max(len(one.name) for one in scripts)
