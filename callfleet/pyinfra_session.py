@@ -270,7 +270,7 @@ def limited(site: Site, patterns: Collection[str]) -> set[str]:
             f"{site.name} has no host, fleet or role named {', '.join(unknown)}. It has: {', '.join(sorted(known))}"
         )
     if not (found := {host for name in patterns for host in known[name]}):
-        raise CallfleetError(f"{', '.join(patterns)}: no host of {site.name}, so there is nothing to look at or to do")
+        raise CallfleetError(f"no host of {site.name} is meant by {', '.join(patterns)}: nothing to look at or to do")
     return found
 
 

@@ -51,7 +51,7 @@ def planned(name: str = "a", text: str = "content differs", slots: int = 2) -> d
         "concern": text, "kind": "file", "subject": text, "word": "update", "reason": text, "calls": text,
         "waits": True, "diff": [f"--- {text}", f"+{text}", f"-{text}"], "because": [text],
     }  # fmt: skip
-    rows = [{"stack": "s", "slot": n + 1, "state": text, "calls": None, "will": text} for n in range(slots)]
+    rows = [{"stack": "s", "slot": n + 1, "state": text, "calls": None, "age": 75, "will": text} for n in range(slots)]
     host = {"name": name, **duty(text, ["fleet"], text), "error": text, "changes": [change], "slots": rows}
     front = {"name": "f", **duty(text, ["ingress", "app"]), "error": "", "changes": [], "slots": []}
     return {"site": text, "release": text, "plan": text, "exit": 3, "changes": 1, "hosts": [host, front]}
@@ -125,6 +125,7 @@ def test_what_a_plan_changes_is_framed_and_listed() -> None:
     assert [a for a in read.all("rect") if a.get("class") == "moves"] != []
     assert len([a for a in read.all("rect") if a.get("class") == "moves"]) == 1
     assert "recreate when its call has ended" in read.text
+    assert "1:15" in read.text
     assert len(read.all("details")) >= 2
 
 

@@ -65,7 +65,8 @@ def test_nothing_to_do_is_zero() -> None:
     """No change, no wait, and every slot serves on."""
     made = document(looked())
     assert (made["exit"], made["changes"]) == (0, 0)
-    assert made["hosts"][0]["slots"] == [{"stack": "s", "slot": 1, "state": "idle", "calls": None, "will": "serve on"}]
+    slot = {"stack": "s", "slot": 1, "state": "idle", "calls": None, "age": None, "will": "serve on"}
+    assert made["hosts"][0]["slots"] == [slot]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def doctor(site: str, limit: tuple[str, ...], as_json: bool) -> None:
 def of_no_use(site: Site, hosts: Collection[str] | None) -> list[Check]:
     """A failed check for each secret and certificate that cannot be had or cannot serve, under the site's name."""
     lines = [" ".join(line.split()) for line in unusable(site, hosts)]
-    return [Check(site.name, "secrets and certificates", State.FAILED, line, "of use to the hosts") for line in lines]
+    what = "secrets and certificates"
+    return [Check(site.name, what, State.FAILED, "of no use, see below", "of use to the hosts", line) for line in lines]
 
 
 def witnesses(site: Site) -> set[str]:
