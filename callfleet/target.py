@@ -51,6 +51,23 @@ def named(site: Site, word: str) -> list[Target]:
     )
 
 
+def words(site: Site) -> list[str]:
+    """Every word that `named` knows, for completion."""
+    services = {service for host in site.hosts for service in _shown(site, host) if " to " not in service}
+    return [
+        *(host.name for host in site.hosts),
+        *(fleet.name for fleet in site.fleets),
+        *sorted(services),
+        *parts(site),
+    ]
+
+
+def parts(site: Site) -> list[str]:
+    """The same of single hosts: HOST/SLOT and HOST/SERVICE."""
+    every = ((host.name, service) for host in site.hosts for service in _services(site, host))
+    return [f"{name}/{service.removeprefix('worker-')}" for name, service in every]
+
+
 def slot(site: Site, host: str, number: int) -> Target:
     """The container of one call slot. CallfleetError when the host has no such slot."""
     return _part(site, site.host(host), str(number))

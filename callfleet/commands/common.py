@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,38 @@ def _sites(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     return sorted(name for name in found if name.startswith(incomplete))
 
 
+def complete(words: Callable[[Site], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completion by what the site of the command line has; nothing where its file cannot be read."""
+
+    def found(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        # Behind an option that waits for its value, click leaves what came before it unread.
+        unread = [word for one in ctx.command.params if one.name == "site" and one.param_type_name == "argument"
+                  for word in ctx.args[:1]]  # fmt: skip
+        named = ctx.params.get("site") or next(iter(unread), os.environ.get(SITE_VARIABLE, DEFAULT_SITE))
+        try:
+            site = open_site(named)
+        except CallfleetError:
+            return []
+        return [word for word in dict.fromkeys(words(site)) if word.startswith(incomplete)]
+
+    return found
+
+
+def fleet_hosts(site: Site) -> list[str]:
+    """Names of the hosts that carry calls."""
+    return [host.name for host in site.fleet_hosts]
+
+
+def fleets(site: Site) -> list[str]:
+    """Names of the fleets."""
+    return [fleet.name for fleet in site.fleets]
+
+
+def hosts_fleets_roles(site: Site) -> list[str]:
+    """Everything that a limit may name."""
+    return [*(host.name for host in site.hosts), *fleets(site), "fleet", "ingress", "app"]
+
+
 SITE = click.argument("site", shell_complete=_sites)
 site_option = click.option(
     "--site",
@@ -38,9 +71,15 @@ site_option = click.option(
     show_default=True,
     help="Site name or file.",
     show_envvar=True,
+    shell_complete=_sites,
 )
 limit_option = click.option(
-    "--limit", "-l", multiple=True, metavar="NAME", help="Only this host, fleet or role; may be repeated."
+    "--limit",
+    "-l",
+    multiple=True,
+    metavar="NAME",
+    help="Only this host, fleet or role; may be repeated.",
+    shell_complete=complete(hosts_fleets_roles),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 

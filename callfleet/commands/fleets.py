@@ -6,12 +6,10 @@ import re
 
 import click
 
-from callfleet.commands.common import echo_json, json_option, on, open_site, site_option, site_path
+from callfleet.commands.common import complete, echo_json, fleets, json_option, on, open_site, site_option, site_path
 from callfleet.document import nearest
 from callfleet.errors import CallfleetError
 from callfleet.site import edit
-
-NAME = click.argument("name")
 
 
 @click.group()
@@ -25,7 +23,7 @@ def fleet() -> None:
 
 
 @fleet.command()
-@NAME
+@click.argument("name")
 @site_option
 @click.option("--public-name", default="", help="A name of its own at the ingress, for this fleet's calls alone.")
 @json_option
@@ -53,7 +51,7 @@ def add(name: str, site: str, public_name: str, as_json: bool) -> None:
 
 
 @fleet.command()
-@NAME
+@click.argument("name", shell_complete=complete(fleets))
 @site_option
 @json_option
 def remove(name: str, site: str, as_json: bool) -> None:

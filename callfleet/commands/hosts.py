@@ -22,8 +22,11 @@ from callfleet.commands.common import (
     DONE,
     FAILED,
     PENDING,
+    complete,
     confirm_site,
     echo_json,
+    fleet_hosts,
+    fleets,
     json_option,
     note,
     on,
@@ -46,7 +49,7 @@ LOOK_SECONDS = 2.0
 OUTBOX_SECONDS = 120.0
 """In which workers that carry no call deliver what waits, at least; a longer deadline gives them longer."""
 
-NAME = click.argument("name")
+NAME = click.argument("name", shell_complete=complete(fleet_hosts))
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 fingerprint_option = click.option(
     "--fingerprint", default="", metavar="SHA256:...", help="The host key's, as its console shows it; for scripts."
@@ -101,7 +104,7 @@ class HostFile(document.Strict):
 @host.command()
 @click.argument("name", required=False)
 @click.argument("address", required=False)
-@click.option("--fleet", default="", help="The fleet that it joins.")
+@click.option("--fleet", default="", help="The fleet that it joins.", shell_complete=complete(fleets))
 @click.option("--workers", type=WORKERS, help="Call slots; default: the site's core.workers_default.")
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Several hosts, as YAML.")
 @site_option

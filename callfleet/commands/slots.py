@@ -15,7 +15,10 @@ import click
 from callfleet.commands.common import (
     DONE,
     PENDING,
+    complete,
     echo_json,
+    fleet_hosts,
+    fleets,
     json_option,
     note,
     on,
@@ -51,7 +54,7 @@ class Slot:
 
 
 slot_option = click.option("--slot", "slots", type=int, multiple=True, metavar="N", help="Only this slot; repeatable.")
-TARGET = click.argument("target")
+TARGET = click.argument("target", shell_complete=complete(lambda site: [*fleet_hosts(site), *fleets(site)]))
 
 
 @click.command()

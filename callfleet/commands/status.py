@@ -19,8 +19,10 @@ from callfleet import health, pages, report
 from callfleet.commands.common import (
     FAILED,
     SITE,
+    complete,
     console,
     echo_json,
+    fleet_hosts,
     html_option,
     json_option,
     limit_option,
@@ -103,7 +105,7 @@ def keep_looking(
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=complete(fleet_hosts))
 @click.argument("slot", type=int, required=False)
 @site_option
 @json_option
