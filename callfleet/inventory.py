@@ -33,20 +33,25 @@ def load(inventory_file: str) -> Groups:
     return groups(site)
 
 
-def refuse_unedited(site: Site) -> None:
-    """SiteError while a site cannot be connected to: documentation addresses are still in it, or host keys unknown.
-
-    Everything that connects calls this first.
-    """
+def refuse_examples(site: Site) -> None:
+    """SiteError while documentation addresses are still in a site."""
     if problems := site.environment_refuses():
         raise SiteError(
             problems,
             f"The site {site.name} still has values from the documentation. Edit these in {site.path.name} first; "
             "nothing was connected to",
         )
+
+
+def refuse_unedited(site: Site) -> None:
+    """SiteError while a site cannot be connected to: documentation addresses are still in it, or host keys unknown.
+
+    Everything that connects calls this first.
+    """
+    refuse_examples(site)
     missing = {host.ssh.known_hosts for host in site.hosts if not host.ssh.known_hosts.is_file()}
     if missing:
-        hint = "Host keys are pinned, never accepted unseen. `callfleet host add` pins them as it adds a host."
+        hint = f"Host keys are pinned, never accepted unseen. Next: callfleet host pin --site {site.name}"
         raise SiteError(
             [Problem(each, "", "the pinned host keys of the site", got="no such file", hint=hint) for each in missing],
             f"The host keys of the site {site.name} are not known; nothing was connected to",

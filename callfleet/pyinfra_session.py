@@ -281,7 +281,10 @@ class _Connections(BaseStateCallback):
         self.unreached = unreached
 
     def host_connect_error(self, state: State, host: PyinfraHost, error: object) -> None:  # type: ignore[override]
-        self.unreached[host.name] = str(error)
+        said = str(error)
+        if "host key" in said.lower():
+            said += f" Next, if it was changed or is new: callfleet host pin {host.name}"
+        self.unreached[host.name] = said
 
 
 def _log(quiet: bool) -> None:

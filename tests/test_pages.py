@@ -146,6 +146,18 @@ def test_nothing_lies_outside_of_the_drawing(hosts: int) -> None:
             assert box.y < slot.y < box.y + box.height - 15
 
 
+def test_hundreds_of_hosts_are_one_page_that_a_browser_takes() -> None:
+    """300 hosts of 32 slots: every slot is there once, in a page of a few megabytes."""
+    rows = [planned(f"host-{n}", "one word", 32)["hosts"][0] | {"fleet": f"f{n % 3}"} for n in range(300)]
+    page = pages.plan_page({**planned(), "hosts": [*rows, planned()["hosts"][1]]}, "now")
+    assert page.count("<use ") >= 300 * 32
+    assert len(page) < 8_000_000
+    found = pages.status_page(
+        {**seen("x"), "hosts": [seen("x")["hosts"][0] | {"name": f"h{n}"} for n in range(300)]}, ""
+    )
+    assert all(f"h{n}" in found for n in (0, 299))
+
+
 def test_a_site_without_an_ingress_is_called_directly() -> None:
     """The way in leads to its fleets."""
     drawn = pages.draw([planned()["hosts"][0]])

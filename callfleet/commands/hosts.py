@@ -27,6 +27,7 @@ from callfleet.commands.common import (
     echo_json,
     fleet_hosts,
     fleets,
+    hosts_fleets_roles,
     json_option,
     note,
     on,
@@ -37,8 +38,8 @@ from callfleet.commands.common import (
 from callfleet.desired.ingress import ADMIN_SOCKET
 from callfleet.errors import CallfleetError, SiteError, shown_path
 from callfleet.hostkeys import Key
-from callfleet.inventory import refuse_unedited, refuse_unusable
-from callfleet.pyinfra_session import Session
+from callfleet.inventory import refuse_examples, refuse_unedited, refuse_unusable
+from callfleet.pyinfra_session import Session, limited
 from callfleet.renewal import State, internal_certificates
 from callfleet.site import Host, Site, edit, load_site
 from callfleet.site.newcomer import Newcomer, admit
@@ -72,6 +73,7 @@ def host() -> None:
     callfleet host drain eu1-a              no new call; returns once the last one has ended
     callfleet host ready eu1-a              calls again
     callfleet host remove eu1-a             drained, taken out of all three places, stopped
+    callfleet host pin eu1-a                its SSH key is unknown here, or was changed on purpose
     """
 
 
@@ -311,10 +313,14 @@ class Pins:
                 ),
             )
 
+    def write(self) -> None:
+        """Pin them."""
+        for path, text in self.after.items():
+            edit.write_text(path, self.before[path], text)
+
     def write_with(self, path: Path, before: str, after: str) -> None:
         """Pin them, and put `after` in the place of the site file; both or neither."""
-        for known, text in self.after.items():
-            edit.write_text(known, self.before[known], text)
+        self.write()
         try:
             edit.replace_file(path, before, after)
         except BaseException:
@@ -326,6 +332,42 @@ class Pins:
         for path, text in self.after.items():
             if path.exists() and path.read_text("utf-8") == text != self.before[path]:
                 edit.write_text(path, text, self.before[path])
+
+
+@host.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(hosts_fleets_roles))
+@site_option
+@fingerprint_option
+def pin(names: tuple[str, ...], site: str, fingerprint: str) -> None:
+    """Pin SSH host keys of hosts that the site file has already, each after it was compared: all, or those of NAME.
+
+    For a site without known_hosts, and for a host whose key was changed on purpose. A key that is pinned already is not
+    asked about. What NAME may be: a host, a fleet or a role.
+
+    \b
+    Exit codes: 0 all are pinned, 1 some are not, 64 usage.
+
+    \b
+    Examples:
+      callfleet host pin --site staging
+      callfleet host pin eu1-a
+      callfleet host pin eu1-a --fingerprint SHA256:...
+    """
+    loaded = open_site(site)
+    refuse_examples(loaded)
+    chosen = [one for one in loaded.hosts if not names or one.name in limited(loaded, names)]
+    if fingerprint and len(chosen) != 1:
+        raise click.UsageError("--fingerprint is the key of one host: give its NAME")
+    pins, failed = Pins(loaded), False
+    for one in chosen:
+        try:
+            pins.confirm(one, fingerprint)
+        except CallfleetError as error:
+            note(f"not pinned: {error}")
+            failed = True
+    pins.write()
+    click.echo(f"Pinned: {', '.join(pins.keys) or 'none'}.")
+    sys.exit(FAILED if failed else DONE)
 
 
 # Removing
