@@ -75,6 +75,8 @@ class HostRun:
     request: ProbeRequest
     snapshot: Actual | None = None
     error: str = ""
+    untold: str = ""
+    """Why what it must be cannot be told; then it was asked for the least."""
     skew: float = 0.0
     planned_fingerprint: str = ""
     checked: bool = False
@@ -125,11 +127,10 @@ def run_of(host: PyinfraHost) -> HostRun:
         store = opened(site)
         made = Context(site, site.host(host.name), store.secret, store.credential)
         try:
-            request = _request(made)
-        except (CallfleetError, ValueError):
-            # A secret or certificate is of no use. What it means for the plan is told where that is made.
-            request = _least(made)
-        runs[host.name] = HostRun(made, request)
+            runs[host.name] = HostRun(made, _request(made))
+        except (CallfleetError, ValueError) as error:
+            # A secret or certificate is of no use: the host can be looked at, and nothing is planned for it.
+            runs[host.name] = HostRun(made, _least(made), untold=str(error))
     return runs[host.name]
 
 
@@ -386,8 +387,8 @@ def decide(host: PyinfraHost, *, hopeful: bool = False) -> tuple[HostPlan | None
     """All changes of a host, or why they cannot be told. Never raises: that would stop the run for every host."""
     try:
         run, actual = run_of(host), snapshot(host)
-        if run.error:
-            return None, run.error
+        if run.error or run.untold:
+            return None, run.error or run.untold
         if newer := _newer(actual):
             return None, f"{newer} wrote this host, and this is {__version__}: upgrade callfleet here, then run again"
         decided = host_plan(host, hopeful=hopeful)

@@ -183,6 +183,7 @@ def add(
                 confirm_site(loaded, f"{', '.join(names)} will be written into {path.name}.")
             pins.write_with(path, before, after)
             undo.pop_all()
+            note(f"{', '.join(names)}: written into {path.name}")
             made = plans.look(session)
     then = f"callfleet apply {site}"
     if as_json:
@@ -608,12 +609,14 @@ class Leave:
 
     def deregister(self, until: float) -> int:
         """Out of the ingress, the API's list and the Dialler; an exit code. Tried again while something waits."""
+        first = True
         while True:
             rest = load_site(self.site.path, self.rest()[1])
             around = self.around(rest)
             if not around:
                 return DONE
-            with Session(rest, around, only=leaving.DEREGISTRATION) as session:
+            # A `command:` secret is asked for once, however long something waits.
+            with Session(rest, around, only=leaving.DEREGISTRATION, credentials=first) as session:
                 session.look()
                 ended = session.apply()
             bad = [one for one in ended if one.outcome in ("failed", "not reached")]
@@ -629,6 +632,7 @@ class Leave:
                 self.say(f"{self.host.name} is not out everywhere: {'; '.join(waiting)}")
                 return PENDING
             time.sleep(LOOK_SECONDS)
+            first = False
 
 
 def forget(one: Host, but: Host | None = None) -> None:
