@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
@@ -124,6 +125,13 @@ VERBS = [
     ["certificates", "authority"],
     ["certificates", "issue"],
     ["certificates", "obtain"],
+    ["lab", "up"],
+    ["lab", "status"],
+    ["lab", "ssh"],
+    ["lab", "reboot"],
+    ["lab", "kill"],
+    ["lab", "start"],
+    ["lab", "down"],
     ["validate"],
     ["completion"],
 ]
@@ -132,10 +140,26 @@ VERBS = [
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_every_verb_explains_itself_with_examples(verb: list[str]) -> None:
     """What it does, how it is called, and for what acts which exit codes it has."""
-    done = callfleet(*verb, "--help")
-    assert done.returncode == 0
-    assert f"callfleet {' '.join(verb)} " in done.stdout.partition("Examples:")[2]
-    assert verb in (["validate"], ["completion"]) or "Exit codes:" in done.stdout
+    done = CliRunner().invoke(cli, [*verb, "--help"])
+    assert done.exit_code == 0
+    assert re.search(rf"callfleet {' '.join(verb)}\b", done.output.partition("Examples:")[2])
+    assert verb in (["validate"], ["completion"]) or "Exit codes:" in done.output
+
+
+def test_the_list_of_verbs_above_is_whole() -> None:
+    """Every verb and every verb of a group, as they are registered."""
+
+    def found(command: click.Command, path: list[str]) -> Iterator[list[str]]:
+        if not isinstance(command, click.Group):
+            yield path
+            return
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            each = command.get_command(ctx, name)
+            assert each is not None
+            yield from found(each, [*path, name])
+
+    assert sorted(found(cli, [])) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["apply"], ["plan", "prod", "--wrong"], ["host", "drain"], ["nosuch"]])
