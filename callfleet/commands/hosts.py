@@ -570,8 +570,9 @@ class Leave:
             self.say(f"{name}: no workers were laid down there")
             return False
         self.refuse_recordings(found)
+        # Said before it is so: whatever interrupts it, the operator must not read that nothing was done.
+        self.say(f"{name}: told to take no new call")
         slots.declare(session, name, "drain", (), "--reason leaves")
-        self.say(f"{name}: takes no new call")
         left = [
             one
             for one in slots.wait(session, [name], (), self.seconds, as_json=self.as_json)
