@@ -151,7 +151,7 @@ def test_a_site_file_that_is_broken_meanwhile_ends_it_with_what_was_done(site: P
     fake.waited = lambda: site.write_text("nonsense")
     done = remove(site)
     assert isinstance(done.exception, CallfleetError)
-    assert "Done so far: a: takes no new call" in str(done.exception)
+    assert "Done so far: a: told to take no new call" in str(done.exception)
     assert f"Next: callfleet host remove a --site {site} goes on from there" in str(done.exception)
     assert fake.ran == []
 
@@ -166,7 +166,7 @@ def test_ctrl_c_says_what_was_done_and_how_to_go_on(site: Path, fake: Hosts, mon
     fake.waited = interrupted
     done = remove(site, "--wipe", "--recordings-moved")
     assert isinstance(done.exception, KeyboardInterrupt) or done.exit_code != 0
-    assert "Interrupted. Done so far: a: takes no new call" in done.stderr
+    assert "Interrupted. Done so far: a: told to take no new call" in done.stderr
     assert "Next: callfleet host remove a --wipe --recordings-moved goes on" in done.stderr
     assert "callfleet host ready a and callfleet apply" in done.stderr
 

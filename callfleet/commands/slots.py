@@ -85,15 +85,15 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     with Session(loaded, (target, *ingress_role(loaded)), credentials=False) as session:
         hosts = reached(session, loaded, target)
         said = f"--reason {shlex.quote(reason)}" if reason else ""
-        for name in hosts:
-            declare(session, name, "drain", slots, said)
-        if not slots:
-            tell_ingress(session, "drain", hosts)
         try:
+            for name in hosts:
+                declare(session, name, "drain", slots, said)
+            if not slots:
+                tell_ingress(session, "drain", hosts)
             found = wait(session, hosts, slots, seconds, as_json=as_json)
         except KeyboardInterrupt:
             note(
-                f"\nInterrupted. The drain stays declared, calls go on. Next: the same command waits on, {back} ends it"
+                f"\nInterrupted. What was drained stays so, calls go on. Next: the same command goes on, {back} ends it"
             )
             raise
     left = [one for one in found if one.state not in OUT_OF_SERVICE]
