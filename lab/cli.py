@@ -92,7 +92,16 @@ def up(name: str, count: int, suite: str, brand: str | None, legacy: bool, contr
 @lab.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def contradictions(as_json: bool) -> None:
-    """What `up --legacy --contradict NAME` can make legacy files disagree about."""
+    """What `up --legacy --contradict NAME` can make legacy files disagree about.
+
+    \b
+    Exit codes: 0 shown, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab contradictions
+      callfleet lab contradictions --json
+    """
     if as_json:
         found = {name: {"says": one.says, "hosts": one.hosts} for name, one in CONTRADICTIONS.items()}
         click.echo(json.dumps(found, indent=2))

@@ -132,6 +132,7 @@ VERBS = [
     ["lab", "kill"],
     ["lab", "start"],
     ["lab", "down"],
+    ["lab", "contradictions"],
     ["validate"],
     ["completion"],
 ]
