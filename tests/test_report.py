@@ -13,7 +13,7 @@ import yaml
 
 from callfleet import report
 from callfleet.actual import Actual, FileState, SlotWord, Unknown
-from callfleet.expected import Concern, ExpectedHost, File, Stack, sha256
+from callfleet.expected import MADE, Concern, ExpectedHost, File, Stack, sha256
 from callfleet.plan import plan
 from tests.test_plan import ENGINE, FILE, PROXY, container, slot
 
@@ -49,6 +49,7 @@ def looked(
         files=states,
         engine=ENGINE,
         containers=(container("worker-1", label),),
+        contents={MADE.format("s"): None},
         slots={"s": (slot(word),)},
         proxies={"/run/s/proxy/admin.sock": PROXY},
     )
