@@ -107,19 +107,13 @@ def running(fleet: Fleet, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def at_its_terminal() -> None:
-    """Ctrl-C there reaches the process, also where the tests themselves run in the background."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def typed(fleet: Fleet, *arguments: str, answers: list[tuple[str, str]]) -> tuple[int, str]:
     """The command at a terminal: each answer is typed once its question is there. Its exit code, and all it showed."""
     ours, its = pty.openpty()
     with subprocess.Popen(
         [*CALLFLEET, *arguments], cwd=ROOT, stdin=its, stdout=its, stderr=its, start_new_session=True,
         env=os.environ | {"CALLFLEET_SITE": fleet.lab.site, "PYINFRA_PROGRESS": "off"},
-        preexec_fn=at_its_terminal,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     ) as process:  # fmt: skip
         os.close(its)
         watch = threading.Timer(300, process.kill)
