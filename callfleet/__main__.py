@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-OFFLINE = ("lab", "validate")
+OFFLINE = ("completion", "lab", "validate")
 
 
 def main() -> None:

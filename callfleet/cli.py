@@ -6,6 +6,7 @@ import importlib
 import sys
 
 import click
+from click import shell_completion
 
 from callfleet import __version__
 from callfleet.commands.common import SITE, echo_json, json_option, open_site
@@ -99,6 +100,22 @@ def validate(site: str, as_json: bool) -> None:
             click.echo(f"  {line}")
     else:
         click.echo(f"Next: callfleet plan {site}")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete verbs, options, sites, hosts, fleets and slots. Connects to nothing.
+
+    \b
+    Examples:
+      eval "$(callfleet completion bash)"                  in ~/.bashrc; bash 4.4 or newer
+      eval "$(callfleet completion zsh)"                   in ~/.zshrc, after compinit
+      callfleet completion fish > ~/.config/fish/completions/callfleet.fish
+    """
+    maker = shell_completion.get_completion_class(shell)
+    assert maker is not None  # noqa: S101 - one of the three
+    click.echo(maker(cli, {}, "callfleet", "_CALLFLEET_COMPLETE").source())
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from callfleet.certificates import declared, unfit
+from callfleet.certificates import Declared, declared, unfit
 from callfleet.document import Place, shown
 from callfleet.errors import CallfleetError, Problem
 from callfleet.secrets import SecretRef
@@ -47,14 +48,15 @@ def opened(site: Site) -> Credentials:
     return _opened.setdefault(site.path, Credentials(site))
 
 
-def unusable(site: Site) -> list[str]:
+def unusable(site: Site, hosts: Collection[str] | None = None) -> list[str]:
     """Every reference of the site that cannot be had, every certificate that cannot serve, as lines for the operator.
 
-    Asked before anything connects: each reference is resolved here, a `command:` too.
+    Asked before anything connects: each reference is resolved here, a `command:` too. With `hosts`, certificates that
+    none of them gets are left out: an expired one stops nobody elsewhere.
     """
     credentials = _opened[site.path] = Credentials(site)
     references: dict[Place, SecretRef | str] = {("secrets", key): ref for key, ref in site.declared.secrets.items()}
-    certificates = {each.place: each for each in declared(site)}
+    certificates = {each.place: each for each in declared(site) if hosts is None or _is_for(site, each, hosts)}
     references |= {place: each.reference for place, each in certificates.items()}
     contents: dict[Place, bytes] = {}
     problems = []
@@ -67,6 +69,18 @@ def unusable(site: Site) -> list[str]:
             hint += _made_by(site, place)
             problems.append(f"{where}: {error}{hint}")
     return [*problems, *map(str, unfit(site, contents))]
+
+
+def _is_for(site: Site, each: Declared, hosts: Collection[str]) -> bool:
+    """Whether one of these hosts gets a certificate. What authorities sign is for all of them."""
+    chosen = [host for host in site.hosts if host.name in hosts]
+    if each.place[:2] == ("tls", "certificates"):
+        return any(name in each.names for host in chosen for name in site.public_names(host))
+    if each.place == ("tls", "internal", "ingress"):
+        return any("ingress" in host.roles for host in chosen)
+    if each.place[:3] == ("tls", "internal", "hosts"):
+        return each.place[3] in hosts
+    return True
 
 
 def _made_by(site: Site, place: Place) -> str:

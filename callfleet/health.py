@@ -12,14 +12,12 @@ from callfleet.actual import Actual, Container, Proxy, Slot, SlotWord, Unknown
 from callfleet.certificates import served
 from callfleet.desired.ingress import ADMIN_SOCKET, MASTER_SOCKET
 from callfleet.plan import Word
-from callfleet.report import Looked, waits
+from callfleet.report import Looked, call_ages, waits
 from callfleet.site import Host, Site
 
 SCHEMA = 1
 ENDING_DAYS = 21
 """A certificate that has fewer days left is worth a note."""
-CALL_BACKENDS = ("workers", "dispatch", "dispatch_full")
-"""Backends of the host proxy whose connections are calls."""
 
 
 def document(site: Site, hosts: Iterable[Looked], unreached: Mapping[str, str]) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def _away(host: Host, why: str) -> dict[str, Any]:
 def _slots(site: Site, actual: Actual) -> Iterator[dict[str, Any]]:
     stack = site.brand.stack
     found = actual.stack_slots(stack) if isinstance(actual.slots, Unknown) or stack in actual.slots else None
-    drains, ages = actual.drains(stack), _ages(actual, stack)
+    drains, ages = actual.drains(stack), call_ages(actual, stack)
     for slot in () if found is None or isinstance(found, Unknown) else found:
         drained = None if isinstance(drains, Unknown) else drains.get(str(slot.number))
         yield {
@@ -123,17 +121,6 @@ def _why(slot: Slot, drained: Mapping[str, Any] | None) -> str:
         SlotWord.UNPUBLISHED: "it has not passed its canary call; the next apply tries it",
         SlotWord.UNKNOWN: f"unknown, which counts as busy: {slot.why or 'no clear answer'}",
     }[slot.word]
-
-
-def _ages(actual: Actual, stack: str) -> dict[int, int]:
-    """Seconds since when the host proxy carries each slot's call. A background call has no connection, and no age."""
-    ages: dict[int, int] = {}
-    processes = actual.processes(f"/run/{stack}/proxy/master.sock")
-    for process in () if processes is None or isinstance(processes, Unknown) else processes:
-        for (backend, server), seconds in process.ages.items():
-            if backend in CALL_BACKENDS and server[:1] == "w" and server[1:].isdigit():
-                ages[int(server[1:])] = max(seconds, ages.get(int(server[1:]), 0))
-    return ages
 
 
 def _proxies(actual: Actual) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +33,42 @@ def load(inventory_file: str) -> Groups:
     return groups(site)
 
 
-def refuse_unedited(site: Site) -> None:
-    """SiteError while a site cannot be connected to: documentation addresses are still in it, or host keys unknown.
-
-    Everything that connects calls this first.
-    """
+def refuse_examples(site: Site) -> None:
+    """SiteError while documentation addresses are still in a site."""
     if problems := site.environment_refuses():
         raise SiteError(
             problems,
             f"The site {site.name} still has values from the documentation. Edit these in {site.path.name} first; "
             "nothing was connected to",
         )
+
+
+def refuse_unedited(site: Site) -> None:
+    """SiteError while a site cannot be connected to: documentation addresses are still in it, or host keys unknown.
+
+    Everything that connects calls this first.
+    """
+    refuse_examples(site)
     missing = {host.ssh.known_hosts for host in site.hosts if not host.ssh.known_hosts.is_file()}
     if missing:
-        hint = "Host keys are pinned, never accepted unseen. `callfleet host add` pins them as it adds a host."
+        hint = f"Host keys are pinned, never accepted unseen. Next: callfleet host pin --site {site.name}"
         raise SiteError(
             [Problem(each, "", "the pinned host keys of the site", got="no such file", hint=hint) for each in missing],
             f"The host keys of the site {site.name} are not known; nothing was connected to",
         )
 
 
-def refuse_unusable(site: Site) -> None:
-    """CallfleetError while a secret or certificate that the site names cannot be had, or a certificate cannot serve."""
-    if problems := unusable(site):
+def refuse_unusable(site: Site, hosts: Collection[str] | None = None) -> None:
+    """CallfleetError while a secret or certificate that the site names cannot be had, or a certificate cannot serve.
+
+    With `hosts`, certificates of other hosts do not matter.
+    """
+    if problems := unusable(site, hosts):
         lines = "\n".join(f"  {problem}" for problem in problems)
+        elsewhere = "" if hosts is not None else "\nHosts that get none of these: callfleet plan or apply, with --limit"
         raise CallfleetError(
-            f"The site {site.name} names secrets or certificates of no use; nothing was connected to:\n{lines}"
+            f"The site {site.name} names secrets or certificates of no use; nothing was connected to:\n"
+            f"{lines}{elsewhere}"
         )
 
 

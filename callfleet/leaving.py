@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from callfleet.expected import Directory, ExpectedHost, File, Images, Package, Unit
+from callfleet.script import PRELUDE
 from callfleet.site import Host, Site
 
 DEREGISTRATION = frozenset({"front", "ingress", "registration", "dialler", "mark"})
@@ -55,9 +56,7 @@ def stop(site: Site) -> str:
     """Script that ends a drained host's project for good; a container that still runs then is an error."""
     stack = site.brand.stack
     ours = f"docker ps -aq --filter label=callfleet.stack={stack}"
-    return f"""
-set -u
-export LC_ALL=C
+    return f"""{PRELUDE}
 [ -e /opt/stacks/{stack}/stack.json ] || exit 0
 systemctl disable --now --quiet callfleet-keeper@{stack}.service || exit 1
 # Where the first apply failed, the stack's unit never started, and stopping it would stop nothing.
@@ -67,6 +66,7 @@ systemctl disable --now --quiet stack@{stack}.service || exit 1
 left=$({ours}) || exit 1
 [ -z "$left" ] || docker rm $left >/dev/null || exit 1
 rm -rf /etc/callfleet/stacks/{stack}/drained /etc/callfleet/stacks/{stack}/canary.json
+did stop stack {stack}
 """
 
 

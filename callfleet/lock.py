@@ -19,7 +19,8 @@ TTL_SECONDS = 45
 RENEW_SECONDS = 10
 GUARD_SECONDS = 60
 STEPS = "/run/callfleet.steps"
-LOOKS = 200  # tenths of a second that one look waits
+LOOKS, LOOK_SECONDS = 200, 20
+"""A look ends after so many pauses, or so long by the host's clock: on a busy host the pauses take minutes."""
 ENDED, GONE = "callfleet-step-ended ", "callfleet-step-gone"
 
 
@@ -169,8 +170,10 @@ start
     def look(self, known: int) -> str:
         """Script that waits a while for the end and prints the whole lines after the first `known`."""
         return f"""\
-i=0
-while [ $i -lt {LOOKS} ] && systemctl -q is-active callfleet-{self.name}.service; do sleep 0.1; i=$((i + 1)); done
+i=0 until=$(($(date +%s) + {LOOK_SECONDS}))
+while [ $i -lt {LOOKS} ] && [ "$(date +%s)" -lt $until ] && systemctl -q is-active callfleet-{self.name}.service; do
+  sleep 0.1; i=$((i + 1))
+done
 gone=; systemctl -q is-active callfleet-{self.name}.service || gone={GONE}
 n=$(wc -l < {self._log}) && head -n "$n" {self._log} | tail -n +{known + 1}; printf '%s\\n' "$gone"
 """

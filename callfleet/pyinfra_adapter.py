@@ -75,6 +75,8 @@ class HostRun:
     request: ProbeRequest
     snapshot: Actual | None = None
     error: str = ""
+    untold: str = ""
+    """Why what it must be cannot be told; then it was asked for the least."""
     skew: float = 0.0
     planned_fingerprint: str = ""
     checked: bool = False
@@ -124,8 +126,25 @@ def run_of(host: PyinfraHost) -> HostRun:
         site = site_of(host)
         store = opened(site)
         made = Context(site, site.host(host.name), store.secret, store.credential)
-        runs[host.name] = HostRun(made, _request(made))
+        try:
+            runs[host.name] = HostRun(made, _request(made))
+        except (CallfleetError, ValueError) as error:
+            # A secret or certificate is of no use: the host can be looked at, and nothing is planned for it.
+            runs[host.name] = HostRun(made, _least(made), untold=str(error))
     return runs[host.name]
+
+
+def _least(made: Context) -> ProbeRequest:
+    """What to ask a host whose expected state cannot be told: its slots and proxies."""
+    roles, stack = made.host.roles, made.site.brand.stack
+    front = ((ADMIN_SOCKET,), (MASTER_SOCKET,)) if roles & {"ingress", "app"} else ((), ())
+    own = (f"/run/{stack}/proxy/admin.sock", f"/run/{stack}/proxy/master.sock") if "fleet" in roles else ()
+    return ProbeRequest(
+        stacks=(stack,) if own else (),
+        haproxy_admin=(*front[0], *own[:1]),
+        haproxy_master=(*front[1], *own[1:]),
+        haproxy_sessions=own[1:],
+    )
 
 
 def _request(made: Context) -> ProbeRequest:
@@ -368,8 +387,8 @@ def decide(host: PyinfraHost, *, hopeful: bool = False) -> tuple[HostPlan | None
     """All changes of a host, or why they cannot be told. Never raises: that would stop the run for every host."""
     try:
         run, actual = run_of(host), snapshot(host)
-        if run.error:
-            return None, run.error
+        if run.error or run.untold:
+            return None, run.error or run.untold
         if newer := _newer(actual):
             return None, f"{newer} wrote this host, and this is {__version__}: upgrade callfleet here, then run again"
         decided = host_plan(host, hopeful=hopeful)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,8 +66,8 @@ class Session:
     """A site's hosts, connected. A context manager: locks are given back and connections closed at its end.
 
     `limit` names hosts, fleets or roles; `only` the concerns that a run is about, None: all. The site may be one that
-    is not written to its file yet. Without `credentials` hosts can only be asked: whether the site's secrets and
-    certificates are of use does not matter then.
+    is not written to its file yet. Without `credentials` hosts are only to be asked: whether the site's secrets and
+    certificates are of use does not matter then, and a plan that needs one that is not there cannot be told.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Session:
         credentials: bool = True,
     ) -> None:
         refuse_unedited(site)
+        chosen_names = limited(site, limit) if limit else None
         if credentials:
-            refuse_unusable(site)
+            refuse_unusable(site, chosen_names)
         use_site(site)
         self.site = site
         self.unreached: dict[str, str] = {}
@@ -97,7 +99,7 @@ class Session:
         self.state.cwd = str(ROOT)
         for context, value in ((ctx_state, self.state), (ctx_config, config), (ctx_inventory, inventory)):
             context.set(value)  # type: ignore[no-untyped-call]
-        chosen = [host for host in inventory if host.name in limited(site, limit)] if limit else None
+        chosen = None if chosen_names is None else [host for host in inventory if host.name in chosen_names]
         self.state.init(inventory, config, initial_limit=chosen)
         self.state.add_callback_handler(_Connections(self.unreached))  # type: ignore[no-untyped-call]
         if only is not None:
@@ -141,9 +143,8 @@ class Session:
         return {name: job.value for name, job in jobs.items()}
 
     def ask(self, host: str, script: str) -> str:
-        """Run a script that reads on one host; its output. StepError when it fails."""
-        found = next(one for one in self.hosts if one.name == host)
-        with ctx_host.use(found):
+        """Run a script that reads on one host; its output. StepError, with the host's name, when it fails."""
+        with self._there(host) as found:
             return ask(found, script)
 
     def stream(self, jobs: Mapping[K, tuple[str, str, Callable[[int, bytes], None]]]) -> dict[K, int | StepError]:
@@ -196,10 +197,20 @@ class Session:
         return self.each(one)
 
     def run(self, host: str, script: str) -> list[str]:
-        """Run a script that writes on one host, under the lock, to its end; its output. StepError when it fails."""
-        found = next(one for one in self.hosts if one.name == host)
-        with ctx_host.use(found):
+        """Run a script that writes on one host, under the lock, to its end; its output. StepError as above."""
+        with self._there(host) as found:
             return run_script(found, script)
+
+    @contextmanager
+    def _there(self, name: str) -> Iterator[PyinfraHost]:
+        found = next((one for one in self.hosts if one.name == name), None)
+        if found is None:
+            raise StepError(f"{name}: not reached: {self.unreached.get(name, 'it failed')}")
+        try:
+            with ctx_host.use(found):
+                yield found
+        except StepError as error:
+            raise StepError(f"{name}: {error}") from error
 
     def expected(self, host: str) -> ExpectedHost:
         """What one host must be, made from nothing found."""
@@ -248,7 +259,7 @@ def _concerns(host: PyinfraHost) -> Any:
 
 
 def limited(site: Site, patterns: Collection[str]) -> set[str]:
-    """Hosts that are named: by host, fleet or role. CallfleetError for a name that is none of these."""
+    """Hosts that are named: by host, fleet or role. CallfleetError for any other name, and for nobody."""
     known: dict[str, list[str]] = {host.name: [host.name] for host in site.hosts}
     for fleet in site.fleets:
         known.setdefault(fleet.name, []).extend(fleet.hosts)
@@ -258,7 +269,9 @@ def limited(site: Site, patterns: Collection[str]) -> set[str]:
         raise CallfleetError(
             f"{site.name} has no host, fleet or role named {', '.join(unknown)}. It has: {', '.join(sorted(known))}"
         )
-    return {host for name in patterns for host in known[name]}
+    if not (found := {host for name in patterns for host in known[name]}):
+        raise CallfleetError(f"no host of {site.name} is meant by {', '.join(patterns)}: nothing to look at or to do")
+    return found
 
 
 class _Connections(BaseStateCallback):
@@ -268,7 +281,10 @@ class _Connections(BaseStateCallback):
         self.unreached = unreached
 
     def host_connect_error(self, state: State, host: PyinfraHost, error: object) -> None:  # type: ignore[override]
-        self.unreached[host.name] = str(error)
+        said = str(error)
+        if "host key" in said.lower():
+            said += f" Next, if it was changed or is new: callfleet host pin {host.name}"
+        self.unreached[host.name] = said
 
 
 def _log(quiet: bool) -> None:

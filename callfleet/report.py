@@ -21,6 +21,9 @@ SCHEMA = 1
 NOTHING, FAILED, CHANGES, WAITING = 0, 1, 2, 3
 """Exit codes of a plan: nothing to do, it cannot be told, changes, changes of which some wait for a call's end."""
 
+CALL_BACKENDS = ("workers", "dispatch", "dispatch_full")
+"""Backends of the host proxy whose connections are calls."""
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -142,6 +145,7 @@ def _slots(actual: Actual, plan: HostPlan) -> Iterator[dict[str, Any]]:
     for stack, slots in actual.slots.items():
         if slots is None or isinstance(slots, Unknown):
             continue
+        ages = call_ages(actual, stack)
         for slot in slots:
             change = touched.get(f"{stack}/worker-{slot.number}")
             yield {
@@ -149,8 +153,20 @@ def _slots(actual: Actual, plan: HostPlan) -> Iterator[dict[str, Any]]:
                 "slot": slot.number,
                 "state": str(slot.word),
                 "calls": slot.calls,
+                "age": ages.get(slot.number) if slot.calls else None,
                 "will": _will(slot, change),
             }
+
+
+def call_ages(actual: Actual, stack: str) -> dict[int, int]:
+    """Seconds since when the host proxy carries each slot's call. A background call has no connection, and no age."""
+    ages: dict[int, int] = {}
+    processes = actual.processes(f"/run/{stack}/proxy/master.sock")
+    for process in () if processes is None or isinstance(processes, Unknown) else processes:
+        for (backend, server), seconds in process.ages.items():
+            if backend in CALL_BACKENDS and server[:1] == "w" and server[1:].isdigit():
+                ages[int(server[1:])] = max(seconds, ages.get(int(server[1:]), 0))
+    return ages
 
 
 def _will(slot: Slot, change: Change | None) -> str:
@@ -235,6 +251,7 @@ def text(plan: Mapping[str, Any], *, diffs: bool = True) -> Iterator[tuple[str, 
         if moving := [slot for slot in host["slots"] if slot["will"] not in ("serve on", "stay as it is")]:
             yield "quiet", "  calls"
             for slot in moving:
-                calls = "?" if slot["calls"] is None else slot["calls"]
+                calls = "?" if slot["calls"] is None else str(slot["calls"])
+                calls += "" if slot["age"] is None else f" for {slot['age'] // 60}:{slot['age'] % 60:02}"
                 name = f"{slot['stack']}/worker-{slot['slot']}"
                 yield "quiet", f"    {name}: {slot['state']}, calls {calls}: {slot['will']}"

@@ -39,6 +39,8 @@ def named(site: Site, word: str) -> list[Target]:
     if name in hosts:
         return [_units(hosts[name])]
     if name in fleets:
+        if not fleets[name]:
+            raise CallfleetError(f"the fleet {name} of {site.name} has no hosts yet. Next: callfleet host add --help")
         return [_units(hosts[host]) for host in fleets[name]]
     if found := [_called(site, host, service) for host in site.hosts for service in _matching(site, host, name)]:
         return found
@@ -47,6 +49,23 @@ def named(site: Site, word: str) -> list[Target]:
         f"{site.name} has nothing named {word}. Expected a host ({', '.join(hosts)}), a fleet ({', '.join(fleets)}), "
         f"HOST/SLOT, or a service ({', '.join(known)}), which may stand behind HOST/"
     )
+
+
+def words(site: Site) -> list[str]:
+    """Every word that `named` knows, for completion."""
+    services = {service for host in site.hosts for service in _shown(site, host) if " to " not in service}
+    return [
+        *(host.name for host in site.hosts),
+        *(fleet.name for fleet in site.fleets),
+        *sorted(services),
+        *parts(site),
+    ]
+
+
+def parts(site: Site) -> list[str]:
+    """The same of single hosts: HOST/SLOT and HOST/SERVICE."""
+    every = ((host.name, service) for host in site.hosts for service in _services(site, host))
+    return [f"{name}/{service.removeprefix('worker-')}" for name, service in every]
 
 
 def slot(site: Site, host: str, number: int) -> Target:

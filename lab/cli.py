@@ -69,12 +69,16 @@ def up(name: str, count: int, suite: str, brand: str | None, legacy: bool, contr
     """Boot a lab, or add what is missing to one that runs.
 
     \b
-    callfleet lab up                                 the hub and two fleet hosts, bare
-    callfleet lab up --name old --legacy             the same as production is before callfleet: ingress, API and
-                                                     Dialler on the hub, nginx and workers on the others
-    callfleet lab up --name one --legacy --hosts 1   all of it on one host, without an ingress
-    callfleet lab up --name old --legacy --contradict maxconn --contradict units
-                                                     what an import must notice; without them it is put right again
+    Exit codes: 0 done, 1 failed, 64 usage, 130 ended by Ctrl-C.
+
+    \b
+    Examples:
+      callfleet lab up                                 the hub and two fleet hosts, bare
+      callfleet lab up --name old --legacy             the same as production is before callfleet: ingress, API and
+                                                       Dialler on the hub, nginx and workers on the others
+      callfleet lab up --name one --legacy --hosts 1   all of it on one host, without an ingress
+      callfleet lab up --name old --legacy --contradict maxconn --contradict units
+                                                       what an import must notice; without them it is put right again
     """
     if contradictions and not legacy:
         raise LabError("--contradict is about the files of legacy hosts", "callfleet lab up --legacy --contradict ...")
@@ -88,7 +92,16 @@ def up(name: str, count: int, suite: str, brand: str | None, legacy: bool, contr
 @lab.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def contradictions(as_json: bool) -> None:
-    """What `up --legacy --contradict NAME` can make legacy files disagree about."""
+    """What `up --legacy --contradict NAME` can make legacy files disagree about.
+
+    \b
+    Exit codes: 0 shown, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab contradictions
+      callfleet lab contradictions --json
+    """
     if as_json:
         found = {name: {"says": one.says, "hosts": one.hosts} for name, one in CONTRADICTIONS.items()}
         click.echo(json.dumps(found, indent=2))
@@ -105,7 +118,16 @@ def contradictions(as_json: bool) -> None:
 @name_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def status(name: str, as_json: bool) -> None:
-    """Show the lab's hosts."""
+    """Show the lab's hosts.
+
+    \b
+    Exit codes: 0 done, 1 failed, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab status
+      callfleet lab status --name mine --json
+    """
     requirements.check_machine()
     found = Lab.load(name)
     if as_json:
@@ -120,7 +142,16 @@ def status(name: str, as_json: bool) -> None:
 @click.argument("host")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str, user: str, host: str, command: tuple[str, ...]) -> None:
-    """Open a shell on HOST, or run COMMAND there; ends with its exit code."""
+    """Open a shell on HOST, or run COMMAND there; ends with its exit code.
+
+    \b
+    Exit codes: the command's own, 255 it was not reached, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab ssh eu1-a
+      callfleet lab ssh hub -- systemctl status haproxy
+    """
     words = hosts.ssh_command(Lab.load(name).host(host), user)
     os.execvp(words[0], [*words, *(["--", *command] if command else [])])  # noqa: S606
 
@@ -129,7 +160,15 @@ def ssh(name: str, user: str, host: str, command: tuple[str, ...]) -> None:
 @name_option
 @click.argument("host")
 def reboot(name: str, host: str) -> None:
-    """Reboot HOST and wait until it is back."""
+    """Reboot HOST and wait until it is back.
+
+    \b
+    Exit codes: 0 done, 1 failed, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab reboot eu1-a
+    """
     hosts.reboot(Lab.load(name).host(host))
 
 
@@ -137,7 +176,15 @@ def reboot(name: str, host: str) -> None:
 @name_option
 @click.argument("host")
 def kill(name: str, host: str) -> None:
-    """Take HOST's power away: no process gets a signal that it could handle. `start` brings it back."""
+    """Take HOST's power away: no process gets a signal that it could handle. `start` brings it back.
+
+    \b
+    Exit codes: 0 done, 1 failed, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab kill eu1-a
+    """
     requirements.check_machine()
     hosts.power_off(Lab.load(name).host(host))
 
@@ -146,7 +193,15 @@ def kill(name: str, host: str) -> None:
 @name_option
 @click.argument("host")
 def start(name: str, host: str) -> None:
-    """Boot HOST if it is off, and wait until it answers."""
+    """Boot HOST if it is off, and wait until it answers.
+
+    \b
+    Exit codes: 0 done, 1 failed, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab start eu1-a
+    """
     requirements.check_machine()
     lifecycle.power_on(Lab.load(name).host(host))
 
@@ -156,7 +211,16 @@ def start(name: str, host: str) -> None:
 @click.option("--all", "every", is_flag=True, help="Every lab on this machine.")
 @click.option("--cache", is_flag=True, help="The cached root filesystems, packages and images too.")
 def down(name: str, every: bool, cache: bool) -> None:
-    """Remove a lab and everything that it left on this machine."""
+    """Remove a lab and everything that it left on this machine.
+
+    \b
+    Exit codes: 0 done, 1 failed, 64 usage.
+
+    \b
+    Examples:
+      callfleet lab down
+      callfleet lab down --name mine
+    """
     begun = time.monotonic()
     requirements.check_machine()
     names = lifecycle.known() if every else [name]

@@ -252,3 +252,21 @@ def test_a_command_is_asked_once_for_its_certificate(tmp_path: Path) -> None:
     assert "command:sh" in said
     assert "covers a.acme.test" in said
     assert (tmp_path / "inventories/asked").read_text() == "asked\n"
+
+
+def test_only_certificates_that_the_hosts_of_a_run_get_stop_it(tmp_path: Path) -> None:
+    """One that has expired concerns those that serve it, or ask for it; the authority concerns all."""
+    old = made(until=NOW - DAY, since=NOW - 2 * DAY)
+
+    def stopped(name: str) -> set[str]:
+        site = laid(tmp_path, {name: old if name != "ca.pem" else b"x"})
+        return {host.name for host in site.hosts if unusable(site, {host.name})}
+
+    assert stopped("b.pem") == {"b"}
+    assert stopped("i.pem") == {"front"}
+    assert stopped("wildcard.pem") == {"a", "b", "front", "app"}
+    assert stopped("ca.pem") == {"a", "b", "front", "app"}
+    own = {"a.acme.test": "file:own.pem", "*.acme.test": "file:wildcard.pem"}
+    site = laid(tmp_path, {"own.pem": old}, lambda data: data["tls"].update(certificates=own))
+    assert [host.name for host in site.hosts if unusable(site, {host.name})] == ["a"]
+    assert len(unusable(site)) == 1

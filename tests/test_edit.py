@@ -95,7 +95,7 @@ def test_adding_and_removing_is_nothing(form: str) -> None:
 def test_a_host_leaves_with_what_only_it_needed(tmp_path: Path) -> None:
     """Its entry, its internal certificate, its own certificate and static name; a shared certificate stays."""
     lab = tmp_path / "lab.yml"
-    (tmp_path / "lab.release.yml").write_text(render_release({}))
+    (tmp_path / "lab.release.yml").write_text(render_release({}, "cxbridge"))
     lab.write_text(LAB)
     after = remove_host(LAB, load_site(lab), "eu1-b")
     gone = diff(LAB, after)

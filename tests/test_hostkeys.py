@@ -11,12 +11,16 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from click.testing import CliRunner, Result
 from paramiko.hostkeys import HostKeys
+from site_files import write_site
 
+from callfleet.cli import cli
 from callfleet.errors import CallfleetError
 from callfleet.hostkeys import Key, name, pin, pinned, read, unpin
 from callfleet.site import SshSettings
 from lab.ca import ssh_key_pair
+from tests.test_inventory import _local
 
 
 def key(comment: str = "x") -> Key:
@@ -102,3 +106,61 @@ def test_what_is_no_ssh_server_is_an_error_in_words(listener: socket.socket, tmp
     listener.close()
     with pytest.raises(CallfleetError, match=f"127.0.0.1 port {port} shows no SSH host key"):
         read(settings(port, tmp_path))
+
+
+@pytest.fixture
+def server(listener: socket.socket) -> Iterator[tuple[int, list[paramiko.PKey]]]:
+    """An SSH server's port, and the key that it shows, which may be exchanged."""
+    keys: list[paramiko.PKey] = [paramiko.ECDSAKey.generate()]
+
+    def serve() -> None:
+        while True:
+            try:
+                line = listener.accept()[0]
+            except OSError:
+                return
+            with suppress(OSError, EOFError, paramiko.SSHException):
+                transport = paramiko.Transport(line)
+                transport.add_server_key(keys[0])
+                transport.start_server(server=paramiko.ServerInterface())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1], keys
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+
+
+def shown(key: paramiko.PKey) -> str:
+    """Its fingerprint."""
+    return Key(key.get_name(), key.get_base64()).fingerprint
+
+
+def test_a_key_is_pinned_and_pinned_anew_on_purpose_only(
+    server: tuple[int, list[paramiko.PKey]], tmp_path: Path
+) -> None:
+    """Unknown, confirmed, changed, wrong, confirmed again: known_hosts follows what was confirmed and nothing else."""
+    port, keys = server
+    path = write_site(tmp_path, _local(port))
+    known = path.with_suffix(".known_hosts")
+
+    def pinning(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["host", "pin", "--site", str(path), *arguments])
+
+    unseen = pinning()
+    assert (unseen.exit_code, known.exists()) == (1, False)
+    assert f"--fingerprint {shown(keys[0])}" in unseen.stderr
+    first = pinning("a", "--fingerprint", shown(keys[0]))
+    assert first.exit_code == 0, first.stderr
+    assert known.read_text().startswith(f"[127.0.0.1]:{port} {keys[0].get_name()} ")
+    before = known.read_text()
+    assert (pinning().exit_code, known.read_text()) == (0, before), "it is pinned: nobody is asked"
+    old, keys[0] = keys[0], paramiko.ECDSAKey.generate()
+    changed = pinning("eu1")
+    assert changed.exit_code == 1
+    assert f"ITS KEY CHANGED: {shown(old)}" in changed.stderr
+    assert pinning("a", "--fingerprint", shown(old)).exit_code == 1
+    assert known.read_text() == before
+    assert pinning("a", "--fingerprint", shown(keys[0])).exit_code == 0
+    assert keys[0].get_base64() in known.read_text()
+    assert old.get_base64() not in known.read_text()

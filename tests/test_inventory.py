@@ -207,4 +207,4 @@ def test_unknown_host_keys_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         load(str(file.with_suffix(".py")))
     assert ended.value.code == 1
-    assert "callfleet host add" in capsys.readouterr().err
+    assert "callfleet host pin --site acme" in capsys.readouterr().err

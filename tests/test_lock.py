@@ -177,6 +177,17 @@ def test_a_script_that_was_cut_starts_nothing(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
+def test_a_look_ends_on_a_busy_host_too(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where asking alone takes long, it does not ask two hundred times: the connection would be given up before."""
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 1)
+    slow = f"sh -c 'echo >> {tmp_path}/asked; sleep 0.3' asked"
+    (tmp_path / "callfleet.steps").mkdir()
+    (tmp_path / "callfleet.steps" / "t-1.log").write_text("a\n")
+    code, said, _ = run(Step("t-1").look(0).replace("systemctl", slow))
+    assert (code, said) == (0, "a\n\n")
+    assert 1 < len((tmp_path / "asked").read_text().splitlines()) < 20
+
+
 @pytest.mark.parametrize(
     ("answer", "lines", "code"),
     [

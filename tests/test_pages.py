@@ -51,7 +51,7 @@ def planned(name: str = "a", text: str = "content differs", slots: int = 2) -> d
         "concern": text, "kind": "file", "subject": text, "word": "update", "reason": text, "calls": text,
         "waits": True, "diff": [f"--- {text}", f"+{text}", f"-{text}"], "because": [text],
     }  # fmt: skip
-    rows = [{"stack": "s", "slot": n + 1, "state": text, "calls": None, "will": text} for n in range(slots)]
+    rows = [{"stack": "s", "slot": n + 1, "state": text, "calls": None, "age": 75, "will": text} for n in range(slots)]
     host = {"name": name, **duty(text, ["fleet"], text), "error": text, "changes": [change], "slots": rows}
     front = {"name": "f", **duty(text, ["ingress", "app"]), "error": "", "changes": [], "slots": []}
     return {"site": text, "release": text, "plan": text, "exit": 3, "changes": 1, "hosts": [host, front]}
@@ -125,6 +125,7 @@ def test_what_a_plan_changes_is_framed_and_listed() -> None:
     assert [a for a in read.all("rect") if a.get("class") == "moves"] != []
     assert len([a for a in read.all("rect") if a.get("class") == "moves"]) == 1
     assert "recreate when its call has ended" in read.text
+    assert "1:15" in read.text
     assert len(read.all("details")) >= 2
 
 
@@ -143,6 +144,18 @@ def test_nothing_lies_outside_of_the_drawing(hosts: int) -> None:
         for slot in box.squares:
             assert box.x < slot.x < box.x + box.width - 15
             assert box.y < slot.y < box.y + box.height - 15
+
+
+def test_hundreds_of_hosts_are_one_page_that_a_browser_takes() -> None:
+    """300 hosts of 32 slots: every slot is there once, in a page of a few megabytes."""
+    rows = [planned(f"host-{n}", "one word", 32)["hosts"][0] | {"fleet": f"f{n % 3}"} for n in range(300)]
+    page = pages.plan_page({**planned(), "hosts": [*rows, planned()["hosts"][1]]}, "now")
+    assert page.count("<use ") >= 300 * 32
+    assert len(page) < 8_000_000
+    found = pages.status_page(
+        {**seen("x"), "hosts": [seen("x")["hosts"][0] | {"name": f"h{n}"} for n in range(300)]}, ""
+    )
+    assert all(f"h{n}" in found for n in (0, 299))
 
 
 def test_a_site_without_an_ingress_is_called_directly() -> None:

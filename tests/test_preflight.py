@@ -13,6 +13,7 @@ import pytest
 from site_files import valid, write_site
 
 from callfleet.actual import Actual, Clock, Disk, Listener, Memory, Os, Unknown
+from callfleet.commands.doctor import report
 from callfleet.preflight import Answers, Check, Looked, Questions, State, judge, memory, questions, read, script
 from callfleet.site import Site, load_site
 
@@ -165,3 +166,11 @@ def test_the_script_says_what_is_open_and_what_is_refused() -> None:
     answers = read(done.stdout)
     assert set(answers.names["localhost"]) & {"127.0.0.1", "::1"}
     assert answers.reached == {("127.0.0.1", taken): "open", ("127.0.0.1", free): "refused"}
+
+
+def test_what_a_host_says_is_shown_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets are text: an IPv6 address is not lost, and what looks like markup does not end in a traceback."""
+    report([Check("a", "reached", State.FAILED, "no route to [fd00::1]:22 [/etc/x]", "SSH", "look at [red]it")])
+    said = capsys.readouterr().out
+    assert "no route to [fd00::1]:22 [/etc/x]" in said
+    assert "a, reached: look at [red]it" in said

@@ -28,8 +28,9 @@ from renderings import Dummies, expected
 from site_files import REPOSITORY, valid, write_site
 
 import callfleet.pyinfra_adapter as adapter
-from callfleet.actual import Actual, Clock, Os
+from callfleet.actual import Actual, Clock, Os, Unknown
 from callfleet.credentials import opened, unusable
+from callfleet.errors import CallfleetError
 from callfleet.expected import Command, Concern, ExpectedHost, Item, Stack
 from callfleet.plan import ConcernPlan
 from callfleet.site import load_site
@@ -310,6 +311,23 @@ def test_an_exception_before_the_probe_fails_its_host_alone(fake: FakeHosts, mon
 
     monkeypatch.setattr(adapter, "expected_host", decide)
     assert fake.run(baseline.prepare) == ({"a"}, {"b"})
+
+
+def test_a_host_whose_certificate_is_gone_can_be_looked_at_and_is_not_planned(
+    fake: FakeHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for its slots and proxies, and says why there is no plan; also if the certificate comes back."""
+
+    def decide(context: Any, actual: Actual | None = None) -> ExpectedHost:
+        raise CallfleetError("file:a.pem: there is no file")
+
+    monkeypatch.setattr(adapter, "expected_host", decide)
+    host = next(iter(fake.state.inventory))
+    request = adapter.run_of(host).request
+    assert (len(request.stacks), len(request.haproxy_admin), request.files) == (1, 1, ())
+    monkeypatch.setattr(adapter, "expected_host", lambda context, actual=None: one_change())
+    assert adapter.decide(host) == (None, "file:a.pem: there is no file")
+    assert not isinstance(adapter.snapshot(host).os, Unknown)
 
 
 def one_change(name: str = "baseline") -> ExpectedHost:

@@ -13,7 +13,7 @@ import yaml
 
 from callfleet import report
 from callfleet.actual import Actual, FileState, SlotWord, Unknown
-from callfleet.expected import Concern, ExpectedHost, File, Stack, sha256
+from callfleet.expected import MADE, Concern, ExpectedHost, File, Stack, sha256
 from callfleet.plan import plan
 from tests.test_plan import ENGINE, FILE, PROXY, container, slot
 
@@ -49,6 +49,7 @@ def looked(
         files=states,
         engine=ENGINE,
         containers=(container("worker-1", label),),
+        contents={MADE.format("s"): None},
         slots={"s": (slot(word),)},
         proxies={"/run/s/proxy/admin.sock": PROXY},
     )
@@ -65,7 +66,8 @@ def test_nothing_to_do_is_zero() -> None:
     """No change, no wait, and every slot serves on."""
     made = document(looked())
     assert (made["exit"], made["changes"]) == (0, 0)
-    assert made["hosts"][0]["slots"] == [{"stack": "s", "slot": 1, "state": "idle", "calls": None, "will": "serve on"}]
+    slot = {"stack": "s", "slot": 1, "state": "idle", "calls": None, "age": None, "will": "serve on"}
+    assert made["hosts"][0]["slots"] == [slot]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from callfleet.errors import CallfleetError
 from callfleet.site import Site, load_site
 from callfleet.templates import ROOT
 
+DEFAULT_SITE, SITE_VARIABLE = "prod", "CALLFLEET_SITE"
 DONE, FAILED, PENDING = 0, 1, 3
 """Exit codes of what acts: done, failed, some of it waits for the end of calls."""
 
@@ -27,18 +30,56 @@ def _sites(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     return sorted(name for name in found if name.startswith(incomplete))
 
 
+def complete(words: Callable[[Site], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completion by what the site of the command line has; nothing where its file cannot be read."""
+
+    def found(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        # Behind an option that waits for its value, click leaves what came before it unread.
+        unread = [word for one in ctx.command.params if one.name == "site" and one.param_type_name == "argument"
+                  for word in ctx.args[:1]]  # fmt: skip
+        named = ctx.params.get("site") or next(iter(unread), os.environ.get(SITE_VARIABLE, DEFAULT_SITE))
+        try:
+            site = open_site(named)
+        except CallfleetError:
+            return []
+        return [word for word in dict.fromkeys(words(site)) if word.startswith(incomplete)]
+
+    return found
+
+
+def fleet_hosts(site: Site) -> list[str]:
+    """Names of the hosts that carry calls."""
+    return [host.name for host in site.fleet_hosts]
+
+
+def fleets(site: Site) -> list[str]:
+    """Names of the fleets."""
+    return [fleet.name for fleet in site.fleets]
+
+
+def hosts_fleets_roles(site: Site) -> list[str]:
+    """Everything that a limit may name."""
+    return [*(host.name for host in site.hosts), *fleets(site), "fleet", "ingress", "app"]
+
+
 SITE = click.argument("site", shell_complete=_sites)
 site_option = click.option(
     "--site",
     "-s",
-    default="prod",
-    envvar="CALLFLEET_SITE",
+    default=DEFAULT_SITE,
+    envvar=SITE_VARIABLE,
     show_default=True,
     help="Site name or file.",
     show_envvar=True,
+    shell_complete=_sites,
 )
 limit_option = click.option(
-    "--limit", "-l", multiple=True, metavar="NAME", help="Only this host, fleet or role; may be repeated."
+    "--limit",
+    "-l",
+    multiple=True,
+    metavar="NAME",
+    help="Only this host, fleet or role; may be repeated.",
+    shell_complete=complete(hosts_fleets_roles),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
@@ -99,7 +140,7 @@ def table(*headings: str) -> Table:
 
 def console() -> Console:
     """Where tables go: colours only on a terminal, and into a pipe each row on one line."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else UNFOLDED)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else UNFOLDED)
 
 
 def show(made: Table) -> None:
@@ -108,8 +149,14 @@ def show(made: Table) -> None:
 
 
 def confirm_site(site: Site, what: str) -> None:
-    """Ask for the site's name. CallfleetError when nobody can be asked, Abort for another answer."""
+    """Ask for the site's name. CallfleetError when nobody can be asked, or for another answer."""
     if not sys.stdin.isatty():
         raise CallfleetError("nobody can be asked here and --yes was not given; nothing was changed")
-    if click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True) != site.name:
-        raise click.Abort
+    said = click.prompt(f"{what} Type the site's name to go on", default="", show_default=False, err=True)
+    if said != site.name:
+        raise CallfleetError(f"expected {site.name}, got {said!r}; nothing was changed")
+
+
+def on(site: str) -> str:
+    """The option by which a next command means the same site; empty where it does so without."""
+    return "" if site == os.environ.get(SITE_VARIABLE, DEFAULT_SITE) else f" --site {shlex.quote(site)}"

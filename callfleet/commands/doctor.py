@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import click
+from rich.text import Text
 
 from callfleet.actual import Actual
 from callfleet.certificates import valid_until
@@ -24,7 +25,8 @@ from callfleet.commands.common import (
     show,
     table,
 )
-from callfleet.credentials import opened
+from callfleet.credentials import opened, unusable
+from callfleet.errors import CallfleetError
 from callfleet.preflight import Check, Looked, State, judge, questions, read, resolver, script
 from callfleet.pyinfra_session import Session, limited
 from callfleet.site import Site
@@ -54,14 +56,22 @@ def doctor(site: str, limit: tuple[str, ...], as_json: bool) -> None:
     loaded = open_site(site)
     chosen = limited(loaded, limit) if limit else {host.name for host in loaded.hosts}
     note(f"looking at {loaded.name}")
-    with Session(loaded, sorted(chosen | witnesses(loaded))) as session:
-        checks = examine(session, chosen)
+    checks = of_no_use(loaded, chosen if limit else None)
+    with Session(loaded, sorted(chosen | witnesses(loaded)), credentials=False) as session:
+        checks += examine(session, chosen)
     code = FAILED if any(check.state is State.FAILED for check in checks) else DONE
     if as_json:
         echo_json({"schema": 1, "kind": "doctor", "site": loaded.name, "exit": code, "checks": as_data(checks)})
     else:
         report(checks)
     sys.exit(code)
+
+
+def of_no_use(site: Site, hosts: Collection[str] | None) -> list[Check]:
+    """A failed check for each secret and certificate that cannot be had or cannot serve, under the site's name."""
+    lines = [" ".join(line.split()) for line in unusable(site, hosts)]
+    what = "secrets and certificates"
+    return [Check(site.name, what, State.FAILED, "of no use, see below", "of use to the hosts", line) for line in lines]
 
 
 def witnesses(site: Site) -> set[str]:
@@ -88,10 +98,14 @@ def examine(session: Session, names: Collection[str]) -> list[Check]:
 
 
 def expiries(site: Site) -> Mapping[str, datetime | None]:
-    """When the certificate of each public name ends. The site's credentials were read by its session."""
-    names = {name for host in site.hosts for name in site.public_names(host)}
-    store = opened(site)
-    return {name: valid_until(store.credential(site.certificate_for(name))) for name in names}
+    """When the certificate of each public name ends; None where it cannot be had or read."""
+    found: dict[str, datetime | None] = {}
+    for name in {name for host in site.hosts for name in site.public_names(host)}:
+        try:
+            found[name] = valid_until(opened(site).credential(site.certificate_for(name)))
+        except CallfleetError:
+            found[name] = None
+    return found
 
 
 def as_data(checks: list[Check]) -> list[dict[str, Any]]:
@@ -103,7 +117,7 @@ def report(checks: list[Check]) -> None:
     """A line a check, and what is to be done below."""
     rows = table("host", "check", "", "found", "expected")
     for check in checks:
-        state = f"[{STYLES[check.state]}]{check.state}[/]"
+        state = Text(check.state, style=STYLES[check.state])
         expected = "" if check.state is State.OK else check.expected
         rows.add_row(check.host, check.what, state, check.found, expected)
     show(rows)

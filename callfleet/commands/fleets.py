@@ -6,12 +6,10 @@ import re
 
 import click
 
-from callfleet.commands.common import echo_json, json_option, open_site, site_option, site_path
+from callfleet.commands.common import complete, echo_json, fleets, json_option, on, open_site, site_option, site_path
 from callfleet.document import nearest
 from callfleet.errors import CallfleetError
 from callfleet.site import edit
-
-NAME = click.argument("name")
 
 
 @click.group()
@@ -25,7 +23,7 @@ def fleet() -> None:
 
 
 @fleet.command()
-@NAME
+@click.argument("name")
 @site_option
 @click.option("--public-name", default="", help="A name of its own at the ingress, for this fleet's calls alone.")
 @json_option
@@ -47,11 +45,13 @@ def add(name: str, site: str, public_name: str, as_json: bool) -> None:
         raise CallfleetError(f"{name!r} is no name of a fleet: expected lower-case letters, digits and hyphens")
     before = path.read_text("utf-8")
     edit.replace_file(path, before, edit.add_fleet(before, name, public_name))
-    done("fleet add", loaded.name, name, f"callfleet host add NAME ADDRESS --fleet {name} --workers N", as_json)
+    done(
+        "fleet add", loaded.name, name, f"callfleet host add NAME ADDRESS --fleet {name} --workers N{on(site)}", as_json
+    )
 
 
 @fleet.command()
-@NAME
+@click.argument("name", shell_complete=complete(fleets))
 @site_option
 @json_option
 def remove(name: str, site: str, as_json: bool) -> None:
@@ -71,7 +71,8 @@ def remove(name: str, site: str, as_json: bool) -> None:
         raise CallfleetError(f"{loaded.name} has no fleet {name}. {nearest(name, known)}")
     if found.hosts:
         hosts = ", ".join(found.hosts)
-        raise CallfleetError(f"{name} has hosts: {hosts}. First, for each: callfleet host remove {found.hosts[0]}")
+        first = f"callfleet host remove {found.hosts[0]}{on(site)}"
+        raise CallfleetError(f"{name} has hosts: {hosts}. First, for each: {first}")
     before = path.read_text("utf-8")
     edit.replace_file(path, before, edit.remove_fleet(before, name))
     then = f"callfleet apply {site}" if found.public_name else ""

@@ -22,10 +22,15 @@ from callfleet.commands.common import (
     DONE,
     FAILED,
     PENDING,
+    complete,
     confirm_site,
     echo_json,
+    fleet_hosts,
+    fleets,
+    hosts_fleets_roles,
     json_option,
     note,
+    on,
     open_site,
     site_option,
     site_path,
@@ -33,7 +38,8 @@ from callfleet.commands.common import (
 from callfleet.desired.ingress import ADMIN_SOCKET
 from callfleet.errors import CallfleetError, SiteError, shown_path
 from callfleet.hostkeys import Key
-from callfleet.pyinfra_session import Session
+from callfleet.inventory import refuse_examples, refuse_unedited, refuse_unusable
+from callfleet.pyinfra_session import Session, limited
 from callfleet.renewal import State, internal_certificates
 from callfleet.site import Host, Site, edit, load_site
 from callfleet.site.newcomer import Newcomer, admit
@@ -44,7 +50,7 @@ LOOK_SECONDS = 2.0
 OUTBOX_SECONDS = 120.0
 """In which workers that carry no call deliver what waits, at least; a longer deadline gives them longer."""
 
-NAME = click.argument("name")
+NAME = click.argument("name", shell_complete=complete(fleet_hosts))
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 fingerprint_option = click.option(
     "--fingerprint", default="", metavar="SHA256:...", help="The host key's, as its console shows it; for scripts."
@@ -67,6 +73,7 @@ def host() -> None:
     callfleet host drain eu1-a              no new call; returns once the last one has ended
     callfleet host ready eu1-a              calls again
     callfleet host remove eu1-a             drained, taken out of all three places, stopped
+    callfleet host pin eu1-a                its SSH key is unknown here, or was changed on purpose
     """
 
 
@@ -99,7 +106,7 @@ class HostFile(document.Strict):
 @host.command()
 @click.argument("name", required=False)
 @click.argument("address", required=False)
-@click.option("--fleet", default="", help="The fleet that it joins.")
+@click.option("--fleet", default="", help="The fleet that it joins.", shell_complete=complete(fleets))
 @click.option("--workers", type=WORKERS, help="Call slots; default: the site's core.workers_default.")
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Several hosts, as YAML.")
 @site_option
@@ -174,13 +181,9 @@ def add(
             checks = examine(session, names)
             if not yes:
                 confirm_site(loaded, f"{', '.join(names)} will be written into {path.name}.")
-            pins.write()
-            try:
-                edit.replace_file(path, before, after)
-            except BaseException:
-                pins.undo()
-                raise
+            pins.write_with(path, before, after)
             undo.pop_all()
+            note(f"{', '.join(names)}: written into {path.name}")
             made = plans.look(session)
     then = f"callfleet apply {site}"
     if as_json:
@@ -272,7 +275,7 @@ class Pins:
         if fingerprint:
             if fingerprint != found.fingerprint:
                 raise CallfleetError(
-                    f"{one.name} shows the host key {found.fingerprint}, --fingerprint says {fingerprint}; nothing was "
+                    f"{one.name} shows the host key {found.fingerprint}, not the given {fingerprint}; nothing was "
                     "done. Compare it with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host's own console"
                 )
         elif found not in known:
@@ -293,7 +296,7 @@ class Pins:
         click.echo(why, err=True)
         question = "Compare it on the host's own console. Type yes if it is the same"
         if click.prompt(question, default="no", err=True) != "yes":
-            raise click.Abort
+            raise CallfleetError(f"{one.name}: its key was not confirmed; nothing was written")
 
     @contextmanager
     def tried(self, site: Site) -> Iterator[Site]:
@@ -316,11 +319,56 @@ class Pins:
         for path, text in self.after.items():
             edit.write_text(path, self.before[path], text)
 
+    def write_with(self, path: Path, before: str, after: str) -> None:
+        """Pin them, and put `after` in the place of the site file; both or neither."""
+        self.write()
+        try:
+            edit.replace_file(path, before, after)
+        except BaseException:
+            self.undo()
+            raise
+
     def undo(self) -> None:
         """Put back what was pinned before, where it was written."""
         for path, text in self.after.items():
             if path.exists() and path.read_text("utf-8") == text != self.before[path]:
                 edit.write_text(path, text, self.before[path])
+
+
+@host.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(hosts_fleets_roles))
+@site_option
+@fingerprint_option
+def pin(names: tuple[str, ...], site: str, fingerprint: str) -> None:
+    """Pin SSH host keys of hosts that the site file has already, each after it was compared: all, or those of NAME.
+
+    For a site without known_hosts, and for a host whose key was changed on purpose. A key that is pinned already is not
+    asked about. What NAME may be: a host, a fleet or a role.
+
+    \b
+    Exit codes: 0 all are pinned, 1 some are not, 64 usage.
+
+    \b
+    Examples:
+      callfleet host pin --site staging
+      callfleet host pin eu1-a
+      callfleet host pin eu1-a --fingerprint SHA256:...
+    """
+    loaded = open_site(site)
+    refuse_examples(loaded)
+    chosen = [one for one in loaded.hosts if not names or one.name in limited(loaded, names)]
+    if fingerprint and len(chosen) != 1:
+        raise click.UsageError("--fingerprint is the key of one host: give its NAME")
+    pins, failed = Pins(loaded), False
+    for one in chosen:
+        try:
+            pins.confirm(one, fingerprint)
+        except CallfleetError as error:
+            note(f"not pinned: {error}")
+            failed = True
+    pins.write()
+    click.echo(f"Pinned: {', '.join(pins.keys) or 'none'}.")
+    sys.exit(FAILED if failed else DONE)
 
 
 # Removing
@@ -360,24 +408,23 @@ def remove(
       callfleet host remove eu1-a --wipe --yes
       callfleet host remove eu1-a --lost
     """
-    loaded, path = open_site(site), site_path(site)
-    before = path.read_text("utf-8")
-    leaver = fleet_host(loaded, name)
-    after = edit.remove_host(before, loaded, name)
-    rest = load_site(path, after)
     if lost and wipe:
         raise click.UsageError("--lost never reaches the host, so it cannot --wipe it")
+    loaded = open_site(site)
+    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
+    leave = Leave(loaded, site, fleet_host(loaded, name), seconds, recordings_moved, as_json)
+    leave.check(wipe=wipe)
     if not yes:
         confirm_site(loaded, f"{name} leaves {loaded.name}{' unreached' if lost else ''}.")
-    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    leave = Leave(loaded, rest, leaver, seconds, recordings_moved, as_json)
-    code = leave.carry_out(lost=lost, wipe=wipe)
-    if code == DONE:
-        forget(leaver)
-        edit.replace_file(path, before, after)
-        leave.say(f"{name} is out of the inventory")
-    then = "" if code == DONE else f"callfleet host remove {name}, again"
-    finish("host remove", leave, code, then)
+    with leave.resumed_by(f"callfleet host remove {name}{' --wipe' if wipe else ''}{' --lost' if lost else ''}"):
+        code = leave.carry_out(lost=lost, wipe=wipe)
+        if code == DONE:
+            now, rest = leave.rest()
+            edit.replace_file(loaded.path, now, rest)
+            # The key last: without it, a run that was interrupted here could not reach the host again.
+            forget(leave.host)
+            leave.say(f"{name} is out of the inventory")
+    finish("host remove", leave, code)
 
 
 def fleet_host(site: Site, name: str) -> Host:
@@ -389,24 +436,77 @@ def fleet_host(site: Site, name: str) -> Host:
     if found.roles != {"fleet"}:
         roles = " and ".join(sorted(found.roles - {"fleet"}))
         raise CallfleetError(
-            f"{name} is {roles} of {site.name}. Only hosts that carry calls and nothing else come and go by command; "
-            f"give its role to another host in {site.path.name}, and apply that first"
+            f"{name} is {roles} of {site.name}. Only hosts that carry calls and nothing else come and go by command. "
+            f"First give that to another host in {shown_path(site.path)}, then: callfleet apply {site.name}"
         )
     return found
 
 
 @dataclass
 class Leave:
-    """A host on its way out of a site. `rest` is the site without it."""
+    """A host on its way out of a site; `named` is what the operator called the site."""
 
     site: Site
-    rest: Site
+    named: str
     host: Host
     seconds: float
     recordings_moved: bool
     as_json: bool
     steps: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def rest(self) -> tuple[str, str]:
+        """The site file as it is now, and without the host: others may have edited it while calls were waited for."""
+        now = self.site.path.read_text("utf-8")
+        found = load_site(self.site.path, now)
+        if self.host.name not in [one.name for one in found.hosts]:
+            return now, now
+        return now, edit.remove_host(now, found, self.host.name)
+
+    def check(self, *, wipe: bool) -> None:
+        """CallfleetError for what would stop it half-way, before anything is touched: the file, certificates."""
+        _, text = self.rest()
+        try:
+            rest = load_site(self.site.path, text)
+        except SiteError as error:
+            only = len(self.site.fleet_hosts) == 1
+            what = "it is the only host that carries calls: add another one first, or give up the site" if only else ""
+            raise SiteError(
+                error.errors,
+                f"Without {self.host.name} the site would not be valid{what and f', {what}'}. Nothing was changed",
+            ) from None
+        refuse_unedited(self.site)
+        refuse_unusable(rest, self.around(rest))
+        if wipe:
+            refuse_unusable(self.site, {self.host.name})
+
+    @staticmethod
+    def around(site: Site) -> list[str]:
+        """Hosts that it is registered with."""
+        return [one.name for one in site.hosts if one.roles & {"ingress", "app"}]
+
+    @contextmanager
+    def resumed_by(self, command: str) -> Iterator[None]:
+        """Whatever ends the block early, the operator is told what was done and how to go on."""
+        self.command = command + (" --recordings-moved" if self.recordings_moved else "") + on(self.named)
+        try:
+            yield
+        except KeyboardInterrupt:
+            note(f"\nInterrupted. {self.left_off()}")
+            raise
+        except CallfleetError as error:
+            raise CallfleetError(f"{error}\n{self.left_off()}") from error
+
+    def left_off(self) -> str:
+        """What a removal that ended early leaves behind."""
+        if not self.steps:
+            return f"{self.host.name} serves on, nothing was done. Again: {self.command}"
+        back = f"callfleet host ready {self.host.name}{on(self.named)}"
+        return (
+            f"Done so far: {'; '.join(self.steps)}. Next: {self.command} goes on from there. "
+            f"While it is in the inventory, {back} and callfleet apply {self.named} put it back"
+        )
 
     def say(self, text: str) -> None:
         """A step that is done."""
@@ -445,7 +545,7 @@ class Leave:
         """Calls that the ingress still holds to the host; None where no ingress tells."""
         if not self.site.ingress_hosts:
             return None
-        with Session(self.site, ("ingress",)) as session:
+        with Session(self.site, ("ingress",), credentials=False) as session:
             proxies = [actual.proxy(ADMIN_SOCKET) for actual, _, _ in session.probe().values()]
         known = [one for one in proxies if one is not None and not isinstance(one, Unknown)]
         servers = [server for one in known for server in one.servers if server.name == self.host.name]
@@ -454,11 +554,11 @@ class Leave:
     @contextmanager
     def reached(self) -> Iterator[Session]:
         """The host, connected."""
-        with Session(self.site, (self.host.name,)) as session:
+        with Session(self.site, (self.host.name,), credentials=False) as session:
             if why := session.unreached.get(self.host.name):
                 raise CallfleetError(
                     f"{self.host.name} is not reached: {why}. Nothing more was done. If it is gone for good: "
-                    f"callfleet host remove {self.host.name} --lost"
+                    f"{self.command.replace(' --wipe', '')} --lost"
                 )
             yield session
 
@@ -469,9 +569,10 @@ class Leave:
         if not found.stack:
             self.say(f"{name}: no workers were laid down there")
             return False
-        self.refuse_recordings(found, "nothing was done")
+        self.refuse_recordings(found)
+        # Said before it is so: whatever interrupts it, the operator must not read that nothing was done.
+        self.say(f"{name}: told to take no new call")
         slots.declare(session, name, "drain", (), "--reason leaves")
-        self.say(f"{name}: takes no new call")
         left = [
             one
             for one in slots.wait(session, [name], (), self.seconds, as_json=self.as_json)
@@ -486,30 +587,37 @@ class Leave:
         if found.results:
             self.say(f"{name}: {found.results} call results are not delivered; does the API answer?")
             return None
-        self.refuse_recordings(found, "it stays drained; `callfleet host ready` puts it back")
+        self.refuse_recordings(found)
         self.say(f"{name}: no call left, every result delivered")
         return True
 
     def held(self, session: Session) -> leaving.Held:
-        """What is on it."""
-        return leaving.held(session.ask(self.host.name, leaving.look(self.site)))
+        """What is on it. CallfleetError for an answer that is none: it is never taken for an empty host."""
+        answer = session.ask(self.host.name, leaving.look(self.site))
+        try:
+            return leaving.held(answer)
+        except ValueError:
+            raise CallfleetError(f"{self.host.name} does not tell what it still holds: {answer[:200]!r}") from None
 
-    def refuse_recordings(self, found: leaving.Held, state: str) -> None:
+    def refuse_recordings(self, found: leaving.Held) -> None:
         """CallfleetError while recordings lie on it that nobody has said to be safe."""
         if found.recordings and not self.recordings_moved:
             size = f"{found.recordings} recordings ({found.recording_bytes / 1024**2:.1f} MiB)"
             raise CallfleetError(
-                f"{self.host.name} still has {size} in /var/lib/{self.site.brand.stack}/recordings; {state}. The site "
+                f"{self.host.name} still has {size} in /var/lib/{self.site.brand.stack}/recordings. The site "
                 "declares no store that they could be moved to: copy them, then run this with --recordings-moved"
             )
 
     def deregister(self, until: float) -> int:
         """Out of the ingress, the API's list and the Dialler; an exit code. Tried again while something waits."""
-        around = [one.name for one in self.rest.hosts if one.roles & {"ingress", "app"}]
-        if not around:
-            return DONE
+        first = True
         while True:
-            with Session(self.rest, around, only=leaving.DEREGISTRATION) as session:
+            rest = load_site(self.site.path, self.rest()[1])
+            around = self.around(rest)
+            if not around:
+                return DONE
+            # A `command:` secret is asked for once, however long something waits.
+            with Session(rest, around, only=leaving.DEREGISTRATION, credentials=first) as session:
                 session.look()
                 ended = session.apply()
             bad = [one for one in ended if one.outcome in ("failed", "not reached")]
@@ -525,6 +633,7 @@ class Leave:
                 self.say(f"{self.host.name} is not out everywhere: {'; '.join(waiting)}")
                 return PENDING
             time.sleep(LOOK_SECONDS)
+            first = False
 
 
 def forget(one: Host, but: Host | None = None) -> None:
@@ -541,17 +650,18 @@ def _called(one: Host) -> set[str]:
     return {name for name in names if name}
 
 
-def finish(kind: str, leave: Leave, code: int, then: str) -> None:
+def finish(kind: str, leave: Leave, code: int) -> None:
     """The end of a removal."""
+    then = "" if code == DONE else leave.command
     if leave.as_json:
         echo_json(
             {"schema": 1, "kind": kind, "site": leave.site.name, "host": leave.host.name, "exit": code,
              "steps": leave.steps, "may_be_lost": leave.lost, "next": then}
         )  # fmt: skip
     elif code == DONE:
-        click.echo(f"Removed {leave.host.name}." + (f" Next: {then}" if then else ""))
+        click.echo(f"Removed {leave.host.name}.")
     else:
-        click.echo(f"Not removed yet. Next: {then}")
+        click.echo(f"Not removed yet. Next: {then}, again")
     sys.exit(code)
 
 
@@ -605,21 +715,25 @@ def replace_host(
         raise CallfleetError(f"{name} has the address6 {old.address6}: give the new machine's, --address6")
     after = edit.set_address(before, loaded, name, new_address, address6)
     declared = load_site(path, after)
-    rest = load_site(path, edit.remove_host(before, loaded, name))
+    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
+    leave = Leave(loaded, site, old, seconds, recordings_moved, as_json)
+    leave.check(wipe=False)
     pins = Pins(declared)
     pins.confirm(declared.host(name), fingerprint)
     with pins.tried(declared) as trial, Session(trial, sorted({name} | doctor.witnesses(trial))) as session:
         examine(session, [name])
     if not yes:
         confirm_site(loaded, f"{name} at {old.address} is taken out, {new_address} takes its place.")
-    seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    leave = Leave(loaded, rest, old, seconds, recordings_moved, as_json)
-    code = leave.carry_out(lost=lost, wipe=False)
-    if code != DONE:
-        finish("host replace", leave, code, f"callfleet host replace {name} {new_address}, again")
-    pins.write()
-    forget(old, but=declared.host(name))
-    edit.replace_file(path, before, after)
+    again = f"callfleet host replace {name} {new_address}{f' --address6 {address6}' if address6 else ''}"
+    with leave.resumed_by(f"{again}{' --lost' if lost else ''}"):
+        code = leave.carry_out(lost=lost, wipe=False)
+        if code != DONE:
+            finish("host replace", leave, code)
+        now = path.read_text("utf-8")
+        after = edit.set_address(now, load_site(path, now), name, new_address, address6)
+        pins.write_with(path, now, after)
+        forget(old, but=declared.host(name))
+    declared = load_site(path, after)
     # By a copy of the pins: known_hosts was read already by this process, with the old machine's key in it.
     with pins.tried(declared) as trial, Session(trial, sorted(plan_scope(trial, [name]))) as session:
         made = plans.look(session)

@@ -147,7 +147,8 @@ def answering(session: Session, fronts: list[str], answers: Mapping[str, str]) -
                     f"Next: callfleet apply {site} --limit {host}. Where a certificate is missing, first: "
                     f"callfleet certificates obtain {site} --placeholder"
                 )
-                raise StepError(f"{host} does not answer challenges: {str(error).splitlines()[-1]}. {hint}") from None
+                said = str(error).splitlines()[-1].removeprefix(f"{host}: ")
+                raise StepError(f"{host} does not answer challenges: {said}. {hint}") from None
         yield
     finally:
         for host in asked:

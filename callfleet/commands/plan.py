@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def plan(site: str, limit: tuple[str, ...], as_json: bool, out: Path | None, htm
     else:
         print_plan(made, diffs=not no_diff)
         if made["exit"] in (report.CHANGES, report.WAITING):
-            click.echo(f"Next: callfleet apply {site}" + (f" --plan {out}" if out else ""))
+            click.echo(f"Next: callfleet apply {again(site, limit)}" + (f" --plan {out}" if out else ""))
     sys.exit(made["exit"])
 
 
@@ -91,7 +93,8 @@ def apply(site: str, limit: tuple[str, ...], as_json: bool, saved: Path | None, 
     went since do not matter.
 
     \b
-    Exit codes: 0 done, 3 some of it waits for calls and is left to a later run, 1 failed, 64 usage.
+    Exit codes: 0 done, 3 some of it waits for calls and is left to a later run, 1 failed, 64 usage, 130 ended by
+    Ctrl-C.
 
     \b
     Examples:
@@ -106,24 +109,33 @@ def apply(site: str, limit: tuple[str, ...], as_json: bool, saved: Path | None, 
         if wanted is not None and (why := report.stale(wanted, made)):
             lines = "\n".join(f"  {line}" for line in why)
             raise CallfleetError(f"{saved} is not what would be done now; nothing was changed:\n{lines}\nPlan again.")
-        if not as_json:
-            print_plan(made, diffs=False)
+        asks = bool(made["changes"]) and not yes
+        if asks or not as_json:
+            # Whoever is asked sees the plan; standard output is left to the document.
+            print_plan(made, diffs=False, err=as_json)
         if not made["changes"]:
-            ended = [unchanged(host) for host in made["hosts"]]
+            ended = [unchanged(host, session.unreached) for host in made["hosts"]]
         else:
-            if not yes:
+            if asks:
                 confirm_site(loaded, f"{made['changes']} changes on {loaded.name}.")
             session.name_plan(made["plan"])
             try:
                 ended = session.apply()
             except KeyboardInterrupt:
-                interrupted(loaded, session)
+                interrupted(f"callfleet apply {again(site, limit)}", session)
                 raise
-    finish(loaded, made, ended, as_json)
+    finish(loaded, made, ended, f"callfleet apply {again(site, limit)}", as_json)
 
 
-def unchanged(host: dict[str, Any]) -> Ended:
+def again(site: str, limit: tuple[str, ...]) -> str:
+    """The arguments by which a next command is about the same hosts."""
+    return " ".join([shlex.quote(site), *(f"--limit {shlex.quote(name)}" for name in limit)])
+
+
+def unchanged(host: dict[str, Any], unreached: Mapping[str, str]) -> Ended:
     """The end of a host on which there was nothing to do, or of which that cannot be told."""
+    if host["name"] in unreached:
+        return Ended(host["name"], "not reached", errors=(unreached[host["name"]],))
     return Ended(host["name"], "failed", errors=(host["error"],)) if host["error"] else Ended(host["name"], "unchanged")
 
 
@@ -141,37 +153,42 @@ def look(session: Session) -> dict[str, Any]:
     return report.document(site.name, site.release.release, hosts, session.unreached, duties)
 
 
-def print_plan(made: dict[str, Any], *, diffs: bool) -> None:
+def print_plan(made: dict[str, Any], *, diffs: bool, err: bool = False) -> None:
     """The plan for people."""
     for style, line in report.text(made, diffs=diffs):
-        click.secho(line, **STYLES[style])
+        click.secho(line, err=err, **STYLES[style])
     if not made["changes"] and made["exit"] == report.NOTHING:
-        click.echo("Nothing to change.")
+        click.echo("Nothing to change.", err=err)
     else:
-        click.echo(f"Plan {made['plan']}: {made['changes']} changes.")
+        click.echo(f"Plan {made['plan']}: {made['changes']} changes.", err=err)
 
 
 def read_plan(path: Path) -> dict[str, Any]:
     """A saved plan. CallfleetError when it is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError) as error:
+        if value.get("schema") == report.SCHEMA:
+            for host in value["hosts"]:
+                _ = str(host["name"]), str(host["basis"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        if isinstance(error, LookupError | TypeError):
+            error = ValueError("it was changed by hand")
         raise CallfleetError(f"{path} is no saved plan ({error}); make one: callfleet plan SITE --out FILE") from None
     return value
 
 
-def interrupted(site: Site, session: Session) -> None:
+def interrupted(command: str, session: Session) -> None:
     """What Ctrl-C leaves, and how to go on."""
     note("")
     for one in session.ended():
         note(f"{one.host}: {len(one.changes)} changes done")
     note("Interrupted. A step that was going on ends by itself on its host; calls go on.")
-    note(f"Next: callfleet apply {site.name} completes the rest.")
+    note(f"Next: {command} completes the rest.")
 
 
-def finish(site: Site, made: dict[str, Any], ended: list[Ended], as_json: bool) -> None:
+def finish(site: Site, made: dict[str, Any], ended: list[Ended], command: str, as_json: bool) -> None:
     """Report how it ended on each host, and end with its code."""
     outcomes = {one.outcome for one in ended}
     code = FAILED if outcomes & {"failed", "not reached"} else PENDING if "pending" in outcomes else DONE
@@ -194,7 +211,7 @@ def finish(site: Site, made: dict[str, Any], ended: list[Ended], as_json: bool) 
             rows.add_row(one.host, one.outcome, str(len(one.changes)), said)
         show(rows)
         if code == PENDING:
-            click.echo(f"Some slots are on a call and were left serving. Next: callfleet apply {site.name}, later.")
+            click.echo(f"Some slots are on a call and were left serving. Next: {command}, later.")
         elif code == FAILED:
-            click.echo(f"Next: see docs/runbook.md for the message above, then callfleet apply {site.name}.")
+            click.echo(f"Next: see docs/runbook.md for the message above, then {command}.")
     sys.exit(code)

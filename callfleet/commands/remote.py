@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from callfleet import target
-from callfleet.commands.common import FAILED, note, open_site, site_option
+from callfleet.commands.common import FAILED, complete, hosts_fleets_roles, note, open_site, site_option
 from callfleet.errors import CallfleetError
 from callfleet.pyinfra_remote import STREAM_TOKEN, StepError
 from callfleet.pyinfra_session import Session, limited
@@ -31,7 +31,7 @@ _WAITS_OR_CARRIES = ("on a call", "draining", "unknown")
 
 
 @click.command()
-@click.argument("what")
+@click.argument("what", shell_complete=complete(target.words))
 @site_option
 @click.option("--since", metavar="TIME", help="From then on: 30s, 10m, 2h, 1d ago, or 2026-11-20T09:30 (UTC).")
 @click.option("--follow", "-f", is_flag=True, help="Go on as new lines come, until Ctrl-C.")
@@ -64,7 +64,7 @@ def logs(what: str, site: str, since: str | None, follow: bool, lines: int | Non
 
 
 @click.command(name="exec", context_settings={"ignore_unknown_options": True})
-@click.argument("what")
+@click.argument("what", shell_complete=complete(lambda site: [*hosts_fleets_roles(site), *target.parts(site)]))
 @site_option
 @click.option("--slot", type=int, metavar="N", help="Inside the container of this slot.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -169,7 +169,7 @@ def spread(
     site: Site, scripts: dict[Target, str], warn: Callable[[Session, Sequence[Target]], None] | None = None
 ) -> dict[Target, int]:
     """Run each script on its host, all at once, showing what they say; their exit codes."""
-    with Session(site, {one.host for one in scripts}) as session:
+    with Session(site, {one.host for one in scripts}, credentials=False) as session:
         if warn is not None:
             warn(session, list(scripts))
         width = max(len(one.name) for one in scripts)

@@ -6,13 +6,27 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from callfleet.commands.common import DONE, PENDING, echo_json, json_option, note, open_site, show, site_option, table
+from callfleet.commands.common import (
+    DONE,
+    PENDING,
+    complete,
+    echo_json,
+    fleet_hosts,
+    fleets,
+    json_option,
+    note,
+    on,
+    open_site,
+    show,
+    site_option,
+    table,
+)
 from callfleet.desired.ingress import state_script
 from callfleet.errors import CallfleetError
 from callfleet.pyinfra_remote import who
@@ -20,6 +34,8 @@ from callfleet.pyinfra_session import Session, limited
 from callfleet.site import Site
 
 LOOK_SECONDS = 1.0
+NOT_THERE = 127
+"""Exit code of a shell for a command that it does not find."""
 OUT_OF_SERVICE = ("drained", "dead", "unpublished")
 
 
@@ -38,7 +54,7 @@ class Slot:
 
 
 slot_option = click.option("--slot", "slots", type=int, multiple=True, metavar="N", help="Only this slot; repeatable.")
-TARGET = click.argument("target")
+TARGET = click.argument("target", shell_complete=complete(lambda site: [*fleet_hosts(site), *fleets(site)]))
 
 
 @click.command()
@@ -55,7 +71,7 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     is kept on the host either way: no apply, reload or reboot ends it, only `callfleet host ready`.
 
     \b
-    Exit codes: 0 drained, 3 calls are still on, 1 failed.
+    Exit codes: 0 drained, 3 calls are still on, 1 failed, 64 usage, 130 ended by Ctrl-C.
 
     \b
     Examples:
@@ -65,17 +81,20 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     """
     loaded = open_site(site)
     seconds = loaded.calls.drain_deadline_seconds if deadline is None else deadline
-    with Session(loaded, (target, *ingress_role(loaded))) as session:
+    back = f"callfleet host ready {target}{''.join(f' --slot {number}' for number in slots)}{on(site)}"
+    with Session(loaded, (target, *ingress_role(loaded)), credentials=False) as session:
         hosts = reached(session, loaded, target)
         said = f"--reason {shlex.quote(reason)}" if reason else ""
-        for name in hosts:
-            declare(session, name, "drain", slots, said)
-        if not slots:
-            tell_ingress(session, "drain", hosts)
         try:
+            for name in hosts:
+                declare(session, name, "drain", slots, said)
+            if not slots:
+                tell_ingress(session, "drain", hosts)
             found = wait(session, hosts, slots, seconds, as_json=as_json)
         except KeyboardInterrupt:
-            note(f"\nInterrupted. The drain stays declared; `callfleet host ready {target}` ends it.")
+            note(
+                f"\nInterrupted. What was drained stays so, calls go on. Next: the same command goes on, {back} ends it"
+            )
             raise
     left = [one for one in found if one.state not in OUT_OF_SERVICE]
     code = PENDING if left else DONE
@@ -84,9 +103,12 @@ def drain(target: str, site: str, slots: tuple[int, ...], reason: str, deadline:
     else:
         report(found)
         if left:
-            click.echo(f"{len(left)} slots still carry a call; they take no new one. Next: the same command waits on.")
+            click.echo(
+                f"{len(left)} slots still carry a call, or do not say; they take no new one. "
+                "Next: the same command waits on."
+            )
         else:
-            click.echo(f"Drained. Next: callfleet host ready {target}, when it may take calls again.")
+            click.echo(f"Drained. Next: {back}, when it may take calls again.")
     sys.exit(code)
 
 
@@ -99,7 +121,7 @@ def ready(target: str, site: str, slots: tuple[int, ...], as_json: bool) -> None
     """Put TARGET (a host or a fleet) back into service, where it was drained.
 
     \b
-    Exit codes: 0 in service, 3 a slot waits for a canary call (the next apply), 1 failed.
+    Exit codes: 0 in service, 3 a slot waits for a canary call (the next apply), 1 failed, 64 usage.
 
     \b
     Examples:
@@ -107,7 +129,7 @@ def ready(target: str, site: str, slots: tuple[int, ...], as_json: bool) -> None
       callfleet host ready eu1-a --slot 3
     """
     loaded = open_site(site)
-    with Session(loaded, (target, *ingress_role(loaded))) as session:
+    with Session(loaded, (target, *ingress_role(loaded)), credentials=False) as session:
         hosts = reached(session, loaded, target)
         codes = [declare(session, name, "ready", slots, "--wait 30") for name in hosts]
         tell_ingress(session, "ready", hosts)
@@ -142,11 +164,22 @@ def declare(session: Session, host: str, verb: str, slots: tuple[int, ...], opti
         f"export CALLFLEET_WHO={shlex.quote(who())}\n"
         f"slotctl {verb} {stack} {numbers} --json {options}; code=$?; printf '%s\\n' $code"
     )
-    lines = session.ask(host, script).splitlines()
-    code = int(lines[-1])
-    if code not in (DONE, PENDING):
-        raise CallfleetError(f"{host}: slotctl {verb} failed: {' '.join(lines[:-1])[-500:]}")
-    return code
+    *lines, code = session.ask(host, script).splitlines() or [""]
+    if code == str(NOT_THERE):
+        raise CallfleetError(
+            f"{host} has no slot program: it was never applied. Next: callfleet apply {session.site.name}"
+        )
+    if code not in (str(DONE), str(PENDING)):
+        raise CallfleetError(f"{host}: slotctl {verb} failed: {said_of(lines) or code or 'it says nothing'}")
+    return int(code)
+
+
+def said_of(lines: Sequence[str]) -> str:
+    """Why the slot program ended, from its JSON lines; what it said where they are none."""
+    try:
+        return str(json.loads(lines[-1])["result"]["error"])
+    except (ValueError, LookupError, TypeError):
+        return " ".join(lines)[-500:]
 
 
 def ingress_role(site: Site) -> tuple[str, ...]:
@@ -169,10 +202,15 @@ def seen(session: Session, hosts: list[str], slots: tuple[int, ...]) -> Iterator
     chosen = [one for one in session.hosts if one.name in hosts]
     answers = session.each(lambda one: session.ask(one.name, f"slotctl status {stack} --json || true"), chosen)
     for name in hosts:
-        value: dict[str, Any] = json.loads(answers[name].splitlines()[-1])
-        for one in value["slots"]:
-            if not slots or one["slot"] in slots:
-                yield Slot(name, one["slot"], one["state"], one["calls"])
+        try:
+            value: dict[str, Any] = json.loads(answers[name].splitlines()[-1])
+            found = [Slot(name, one["slot"], one["state"], one["calls"]) for one in value["slots"]]
+        except (ValueError, LookupError, TypeError):
+            text = answers[name][-200:]
+            raise CallfleetError(
+                f"{name} does not tell what its slots do: {text!r}. See: callfleet logs {name}"
+            ) from None
+        yield from (one for one in found if not slots or one.number in slots)
 
 
 def wait(session: Session, hosts: list[str], slots: tuple[int, ...], seconds: float, *, as_json: bool) -> list[Slot]:

@@ -19,8 +19,10 @@ from callfleet import health, pages, report
 from callfleet.commands.common import (
     FAILED,
     SITE,
+    complete,
     console,
     echo_json,
+    fleet_hosts,
     html_option,
     json_option,
     limit_option,
@@ -30,8 +32,10 @@ from callfleet.commands.common import (
     site_option,
     table,
 )
+from callfleet.credentials import unusable
 from callfleet.errors import CallfleetError
-from callfleet.pyinfra_session import Session
+from callfleet.pyinfra_session import Session, limited
+from callfleet.site import Site
 
 WATCH_SECONDS = 2.0
 STATES = ("idle", "on a call", "draining", "drained", "dead", "unpublished", "unknown")
@@ -59,12 +63,13 @@ def status(site: str, limit: tuple[str, ...], as_json: bool, html: Path | None, 
       callfleet status prod --html prod.html
     """
     loaded = open_site(site)
-    with Session(loaded, limit) as session:
-        found = look(session)
+    trouble = of_no_use(loaded, limit)
+    with Session(loaded, limit, credentials=False) as session:
+        found = look(session, trouble)
         if html is not None:
             save(html, pages.status_page(found, now()))
         if watch:
-            found = keep_looking(session, found, html, as_json=as_json)
+            found = keep_looking(session, found, trouble, html, as_json=as_json)
     if as_json and not watch:
         echo_json(found)
     elif not as_json:
@@ -72,7 +77,9 @@ def status(site: str, limit: tuple[str, ...], as_json: bool, html: Path | None, 
     sys.exit(0 if all(host["reached"] and host["changes"] is not None for host in found["hosts"]) else FAILED)
 
 
-def keep_looking(session: Session, found: dict[str, Any], html: Path | None, *, as_json: bool) -> dict[str, Any]:
+def keep_looking(
+    session: Session, found: dict[str, Any], trouble: list[str], html: Path | None, *, as_json: bool
+) -> dict[str, Any]:
     """Show the site again and again until Ctrl-C; what was seen last."""
     shown = console()
     # The terminal's second screen, drawn over in place: nothing flickers or scrolls, and what was there comes back.
@@ -90,7 +97,7 @@ def keep_looking(session: Session, found: dict[str, Any], html: Path | None, *, 
                     )
                 time.sleep(WATCH_SECONDS)
                 session.forget()
-                found = look(session)
+                found = look(session, trouble)
                 if html is not None:
                     save(html, pages.status_page(found, now()))
         except KeyboardInterrupt:
@@ -98,12 +105,15 @@ def keep_looking(session: Session, found: dict[str, Any], html: Path | None, *, 
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=complete(fleet_hosts))
 @click.argument("slot", type=int, required=False)
 @site_option
 @json_option
 def explain(host: str, slot: int | None, site: str, as_json: bool) -> None:
     """Say why HOST, or one SLOT of it, is not taking calls.
+
+    \b
+    Exit codes: 0 told, 1 not so, 64 usage.
 
     \b
     Examples:
@@ -114,8 +124,9 @@ def explain(host: str, slot: int | None, site: str, as_json: bool) -> None:
     if host not in {one.name for one in loaded.fleet_hosts}:
         known = ", ".join(one.name for one in loaded.fleet_hosts)
         raise CallfleetError(f"{loaded.name} has no fleet host {host}; it has: {known}")
-    with Session(loaded) as session:
-        found = look(session)
+    trouble = of_no_use(loaded)
+    with Session(loaded, credentials=False) as session:
+        found = look(session, trouble)
     mine: dict[str, Any] = next(one for one in found["hosts"] if one["name"] == host)
     if slot is not None and slot not in [one["slot"] for one in mine["slots"]]:
         raise CallfleetError(f"{host} has no slot {slot}; it has {len(mine['slots'])}")
@@ -130,14 +141,21 @@ def explain(host: str, slot: int | None, site: str, as_json: bool) -> None:
             click.echo(line)
 
 
-def look(session: Session) -> dict[str, Any]:
-    """The state of a connected site, as a document."""
+def look(session: Session, trouble: list[str]) -> dict[str, Any]:
+    """The state of a connected site, as a document; `trouble` is what is wrong with it on this side."""
     site = session.site
     hosts = [
         report.Looked(name, site.host(name).address, one.plan, one.error, one.actual, one.context.fingerprint)
         for name, one in session.look().items()
     ]
-    return health.document(site, hosts, session.unreached)
+    found = health.document(site, hosts, session.unreached)
+    found["notes"] += trouble
+    return found
+
+
+def of_no_use(site: Site, limit: tuple[str, ...] = ()) -> list[str]:
+    """Secrets and certificates that cannot serve, a line each. They stop an apply, and nobody from looking."""
+    return [" ".join(line.split()) for line in unusable(site, limited(site, limit) if limit else None)]
 
 
 def tell(console: Console, found: dict[str, Any]) -> None:
