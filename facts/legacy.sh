@@ -1,0 +1,257 @@
+# Legacy facts: what a host that was built by hand says of its units, environments, sockets, proxies and certificates.
+#
+# Appended to probe.sh, whose framing and rules hold here too: only reads, every command bounded, status 100 is "not there", any
+# other but 0 is "could not tell". A secret's value never leaves the host here: what is secret in an environment file is sent as a
+# digest of $NONCE and the value, by which two hosts can be compared and nothing else.
+
+SMALL="-size -257k"
+
+# ---- units
+
+# Units that somebody laid down: not the distribution's, but for the two proxies and numbered instances of any template.
+legacy_units() {
+  {
+    timeout -k 1 10 systemctl list-units --all --type=service --plain --no-legend --no-pager --full
+    timeout -k 1 10 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full
+    timeout -k 1 5 find /etc/systemd/system -maxdepth 2 -name "*@*.service" -printf "%f\n"
+  } | awk "{ print \$1 }" | grep -v "@\\.service\$" | grep "^[A-Za-z0-9].*\\.service\$" | sort -u >&3
+}
+
+read_legacy_units() {
+  has systemctl || {
+    cannot "systemctl is not installed"
+    return
+  }
+  names=$(legacy_units 3>&1)
+  [ -n "$names" ] || {
+    cannot "systemctl lists no unit"
+    return
+  }
+  # shellcheck disable=SC2086  # names of units hold no blank
+  wanted=$(timeout -k 1 10 systemctl show --no-pager --property=Id,FragmentPath -- $names | awk -F= "
+    /^Id=/ { id = \$2 }
+    /^FragmentPath=/ { path = \$2 }
+    /^\$/ { tell() }
+    END { tell() }
+    function tell() {
+      if (id ~ /^(nginx|haproxy)\.service\$/ || id ~ /@[0-9]+\.service\$/ || path ~ /^\/(etc|opt|usr\/local|srv|home|root)\//) print id
+      id = path = \"\"
+    }")
+  [ -n "$wanted" ] || return 0
+  properties=Id,LoadState,ActiveState,SubState,UnitFileState,MainPID,ActiveEnterTimestamp,FragmentPath,DropInPaths,EnvironmentFiles
+  properties=$properties,User,Group,WorkingDirectory,ExecStart,LimitNOFILE,LimitNPROC,MemoryMax,TasksMax,CPUQuotaPerSecUSec,PrivateTmp
+  properties=$properties,Restart,TimeoutStopUSec,KillSignal,KillMode,UMask,Type,ReadWritePaths,ProtectSystem,Nice,OOMScoreAdjust
+  # shellcheck disable=SC2086
+  run 15 systemctl show --no-pager --timestamp=unix --property="$properties" -- $wanted
+}
+
+# ---- environment
+
+# mask FILE: assignments as they stand; of secret ones the digest. What is neither assignment nor comment is left out but for a word,
+# as it may be the rest of a secret.
+mask() {
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in
+      "" | "#"* | ";"*) continue ;;
+      [A-Za-z_]*=*) ;;
+      "export "[A-Za-z_]*=*) line=${line#export } ;;
+      *)
+        echo "?"
+        continue
+        ;;
+    esac
+    key=${line%%=*}
+    value=${line#*=}
+    case $key in
+      *[!A-Za-z0-9_]*)
+        echo "?"
+        continue
+        ;;
+    esac
+    kind=plain
+    case $key in
+      *[Ss][Ee][Cc][Rr][Ee][Tt]* | *[Pp][Aa][Ss][Ss][Ww]* | *[Tt][Oo][Kk][Ee][Nn]* | *[Cc][Rr][Ee][Dd][Ee][Nn][Tt]* | *PRIVATE* | *API_KEY* | *_KEY | *KEY_ID | *_DSN | *_SALT | *_PWD | *_PASS) kind=secret ;;
+    esac
+    case $value in *://*@* | *PRIVATE\ KEY* | *\\) kind=secret ;; esac
+    case $value in
+      \"*\")
+        bare=${value#\"}
+        bare=${bare%\"}
+        ;;
+      \'*\')
+        bare=${value#\'}
+        bare=${bare%\'}
+        ;;
+      \"* | \'*)
+        kind=secret
+        bare=$value
+        ;;
+      *) bare=$value ;;
+    esac
+    case $key in *_FILE | *_HEADER | *_PATH | *_DIR) case $value in *://*@*) ;; *) kind=plain ;; esac ;; esac
+    if [ "$kind" = plain ]; then
+      printf "=%s\n" "$line"
+    elif [ -z "$bare" ]; then
+      printf "=%s=\n" "$key"
+    else
+      digest=$(printf "%s%s" "$NONCE" "$bare" | sha256sum) || digest=
+      printf "*%s=%s\n" "$key" "${digest%% *}"
+    fi
+  done
+}
+
+# A record per environment file: 0 there, 1 absent, 2 cannot tell; path; unix time of its last change; mode; base64 of its lines.
+read_environments() {
+  has systemctl || {
+    cannot "systemctl is not installed"
+    return
+  }
+  # shellcheck disable=SC2046  # names of units hold no blank
+  paths=$(timeout -k 1 15 systemctl show --no-pager --property=EnvironmentFiles -- $(legacy_units 3>&1) |
+    sed -n "s/^EnvironmentFiles=\\(.*\\) (ignore_errors=.*)\$/\\1/p" | sort -u)
+  printf "%s\n" "$paths" | while IFS= read -r path; do
+    case $path in /*) ;; *) continue ;; esac
+    presence "$path"
+    there=$?
+    [ "$there" = 0 ] && { [ ! -f "$path" ] || [ ! -r "$path" ]; } && there=2
+    printf "%s\0%s\0" "$there" "$path"
+    [ "$there" != 0 ] || stat -c "%Y %a" -- "$path" | tr -d "\n"
+    printf "\0"
+    [ "$there" != 0 ] || timeout -k 1 5 head -c 65536 -- "$path" | mask | base64 -w 0
+    printf "\0"
+  done
+}
+
+# ---- sockets
+
+read_socket_files() { run 10 find /tmp /run /var/run/ /var/tmp -maxdepth 3 -xdev -type s -printf "%p\n"; return 0; }
+
+read_unix_listeners() {
+  has ss || {
+    cannot "ss is not installed"
+    return
+  }
+  run 5 ss -Hlx
+}
+
+read_datagrams() {
+  has ss || {
+    cannot "ss is not installed"
+    return
+  }
+  run 5 ss -Hlunp
+}
+
+read_addresses() {
+  has ip || {
+    cannot "ip is not installed"
+    return
+  }
+  run 5 ip -o address show scope global
+}
+
+# ---- proxies
+
+# The files under a folder and those named beside it, as records of read_contents; keys and certificates stay where they are.
+read_tree() {
+  # shellcheck disable=SC2086
+  found=$(for path; do
+    [ -e "$path" ] && timeout -k 1 10 find -L "$path" -maxdepth 4 -type f $SMALL ! -name "*.pem" ! -name "*.key" ! -name "*.crt" \
+      ! -name "*.p12" ! -name "*.htpasswd" ! -name ".htpasswd" ! -name "*.dpkg-*" ! -name "*~" -print
+  done | sort -u | head -n 400)
+  [ -n "$found" ] || {
+    absent "there is no configuration"
+    return
+  }
+  old=$IFS
+  IFS="
+"
+  set -f
+  # shellcheck disable=SC2086  # one path a line
+  set -- $found
+  set +f
+  IFS=$old
+  read_contents "$@"
+}
+
+# The words of the command line of the process that was started as NAME first, one a line.
+command_line() {
+  for pid in $(pidof "$1"); do
+    [ -r "/proc/$pid/cmdline" ] || continue
+    tr "\0" "\n" <"/proc/$pid/cmdline"
+    return
+  done
+}
+
+nginx_main() {
+  main=$(timeout -k 1 5 ps -o args= -C nginx | sed -n "s/^nginx: master process.* -c \\([^ ]*\\).*/\\1/p" | head -n 1)
+  printf "%s\n" "${main:-/etc/nginx/nginx.conf}"
+}
+
+read_nginx() {
+  main=$(nginx_main)
+  if [ ! -e "$main" ]; then
+    has nginx && cannot "nginx is installed, and there is no $main" && return
+    has nginx || {
+      absent "nginx is not installed"
+      return
+    }
+  fi
+  printf "main\0%s\0\0" "$main"
+  # shellcheck disable=SC2046  # paths in include lines hold no blank
+  read_tree "${main%/*}" $(timeout -k 1 5 grep -rhs "^[[:space:]]*include[[:space:]]*/" "${main%/*}" |
+    sed "s/.*include[[:space:]]*\\([^;[:space:]]*\\);.*/\\1/" | sort -u | head -n 50)
+}
+
+# Files of "-f" in their order (a folder: its .cfg files), else the usual one.
+haproxy_files() {
+  files=$(command_line haproxy | sed -n "/^-f\$/{n;p;}")
+  for path in ${files:-/etc/haproxy/haproxy.cfg}; do
+    if [ -d "$path" ]; then
+      for each in "$path"/*.cfg; do [ -f "$each" ] && printf "%s\n" "$each"; done
+    else
+      printf "%s\n" "$path"
+    fi
+  done
+}
+
+read_haproxy() {
+  files=$(haproxy_files)
+  first=${files%%"
+"*}
+  if [ ! -e "$first" ]; then
+    has haproxy && cannot "HAProxy is installed, and there is no $first" && return
+    has haproxy || {
+      absent "HAProxy is not installed"
+      return
+    }
+  fi
+  printf "%s\n" "$files" | while IFS= read -r path; do printf "main\0%s\0\0" "$path"; done
+  # shellcheck disable=SC2086
+  read_tree /etc/haproxy $files
+}
+
+# The first certificate of every file that a proxy's configuration names, and of nothing else in it.
+read_served() {
+  paths=$({
+    timeout -k 1 5 grep -rhs "^[[:space:]]*ssl_certificate[[:space:]]" "$(dirname "$(nginx_main)")" |
+      sed "s/.*ssl_certificate[[:space:]]*\\([^;[:space:]]*\\);.*/\\1/"
+    haproxy_files | while IFS= read -r path; do
+      [ -r "$path" ] && tr -s " \t" "\n\n" <"$path" | sed -n "/^crt\$/{n;p;}"
+    done
+  } | sort -u | head -n 200)
+  set --
+  for path in $paths; do
+    if [ -d "$path" ]; then
+      for each in "$path"/*; do [ -f "$each" ] && set -- "$@" "$each"; done
+    else
+      case $path in /*) set -- "$@" "$path" ;; *) [ -e "/etc/nginx/$path" ] && set -- "$@" "/etc/nginx/$path" ;; esac
+    fi
+  done
+  [ $# -eq 0 ] || read_certificates "$@"
+}
+
+read_ours() {
+  presence "$MARK/site.json"
+  printf "%s\n" "$?"
+}
