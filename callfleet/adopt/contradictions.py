@@ -292,9 +292,10 @@ def _shared(platform: Platform) -> Iterator[Finding]:
             Side(side.where, side.says or f"value {'ABCDEFGHIJ'[min(index, 9)]} (not shown)")
             for index, group in enumerate(groups) for side in group
         ]  # fmt: skip
-        smallest = min(hosts.values(), key=len)
+        fewest = min(map(len, hosts.values()))
+        odd = [held for held in hosts.values() if len(held) == fewest]
         yield _contradiction(
-            "shared-value", next(iter(smallest)) if len(smallest) == 1 else "",
+            "shared-value", next(iter(odd[0])) if len(odd) == 1 and fewest == 1 else "",
             f"the {canonical} is not the same everywhere", sides,
             "decide which one is right; the inventory has one for all",
         )  # fmt: skip

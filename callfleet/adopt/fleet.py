@@ -143,12 +143,11 @@ def _workers(found: Found, upstreams: list[nginx.Upstream], units: Mapping[str, 
     declared = next(
         (value for name, value in sorted(environment.items()) if re.fullmatch(r"[A-Z0-9_]+_WORKERS", name)), None
     )
-    unread = found.units if isinstance(found.units, Unknown) else None
     return Workers(
         prefix=prefix,
         directory=mine[0].directory if mine else _directory(sockets, prefix),
-        running=unread or (frozenset(unit.number for unit in held if unit.active) if held else None),
-        enabled=unread or (frozenset(unit.number for unit in held if unit.enabled) if held else None),
+        running=_instances(found, [unit for unit in held if unit.active], held),
+        enabled=_instances(found, [unit for unit in held if unit.enabled], held),
         listening=_numbers(found.listening, prefix),
         sockets=_numbers(found.sockets, prefix),
         upstreams=mine,
@@ -156,6 +155,12 @@ def _workers(found: Found, upstreams: list[nginx.Upstream], units: Mapping[str, 
         environment=environment,
         declared=declared,
     )
+
+
+def _instances(found: Found, chosen: list[Unit], held: list[Unit]) -> frozenset[int] | Unknown | None:
+    if isinstance(found.units, Unknown):
+        return found.units
+    return frozenset(unit.number for unit in chosen) if held else None
 
 
 def _of_workers(unit: Unit) -> bool:

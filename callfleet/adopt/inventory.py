@@ -74,9 +74,9 @@ class Source:
 
 @dataclass
 class Inventory:
-    """The site file's text, what is still to be done (place, what), notes, and where its secrets are to be had."""
+    """The site file's content, what is still to be done (place, what), notes, and where its secrets are to be had."""
 
-    text: str = ""
+    parts: dict[str, Any] = field(default_factory=dict)
     todo: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
@@ -88,8 +88,8 @@ class Inventory:
             self.todo.append((place, what))
 
 
-def write(platform: Platform, wishes: Wishes, defaults: Defaults, left: Iterable[str] = ()) -> Inventory:
-    """The site file. `left` are lines of what is not carried over, kept in it as comments."""
+def describe(platform: Platform, wishes: Wishes, defaults: Defaults) -> Inventory:
+    """The site file that describes a platform; `text` lays it out."""
     made = Inventory()
     brand_name, overrides, brand = _brand(platform, wishes, defaults, made)
     prefix = wishes.secrets or f"secrets/{wishes.site}"
@@ -145,7 +145,7 @@ def write(platform: Platform, wishes: Wishes, defaults: Defaults, left: Iterable
     if not wishes.release:
         made.do("release", "pin the images: callfleet release pin, or a release file of your own (--release FILE)")
     made.images = _images(brand, defaults, has_app, application)
-    made.text = _text(parts, made, wishes, left)
+    made.parts = parts
     return made
 
 
@@ -588,9 +588,11 @@ def _images(brand: Brand, defaults: Defaults, has_app: bool, application: Mappin
 _SPACED = ("ssh", "secrets", "app", "core", "calls", "ingress", "tls", "fleets", "hosts", "ports", "names")
 
 
-def _text(parts: Mapping[str, Any], made: Inventory, wishes: Wishes, left: Iterable[str]) -> str:
+def text(made: Inventory, left: Iterable[str] = ()) -> str:
+    """The file: its content, what is to be done as comments beside it, and what is not carried over (`left`) below."""
+    parts = made.parts
     lines = [
-        f"# Written by `callfleet import {wishes.site}` from what runs; inventories/prod.yml explains every key.",
+        f"# Written by `callfleet import {parts['site']}` from what runs; inventories/prod.yml explains every key.",
         "# Lines that begin with `# TO DO` are what it could not know.",
         "",
     ]
@@ -612,7 +614,7 @@ def _text(parts: Mapping[str, Any], made: Inventory, wishes: Wishes, left: Itera
 
 
 def _below(place: str, key: str) -> bool:
-    return place == key or place.startswith((f"{key}.", f"{key}["))
+    return place == key or place.startswith((f"{key}.", f"{key}[", f"{key}:"))
 
 
 def _dump(value: Mapping[str, Any]) -> str:

@@ -134,11 +134,7 @@ def _haproxy(platform: Platform) -> Iterator[Left]:
         machine = platform.machine(each.where)
         web = set(web_names(machine)) if machine else set()
         for line, why in each.unknown:
-            if (
-                why == "a backend that carries no calls"
-                and web
-                and _local(each.config.sections, line.file, line.number)
-            ):
+            if why == NO_CALLS and web and _local(each.config.sections, line.file, line.number):
                 continue  # it passes other names to nginx on the same host, which is read
             yield Left(f"{each.where}: {line.place}", shown(line.text), why)
 

@@ -112,8 +112,8 @@ def import_(
     understood, what it did not, and what contradicts; `callfleet plan` then shows what would change.
 
     \b
-    Exit codes: 0 written, all understood; 3 written, and something contradicts, was not understood or is to be done;
-    1 failed, nothing written; 64 usage.
+    Exit codes: 0 written, valid and all understood; 3 written, and something contradicts, was not understood or could
+    not be read, or validation names something; 1 failed, nothing written; 64 usage.
 
     \b
     Examples:
@@ -164,17 +164,17 @@ def import_(
             longest_call=longest_call, ingress=at, names_known=frozenset(n for n, found in known.items() if found),
             hostnames=reading.hostnames,
         )  # fmt: skip
-        made = inventory.write(whole, wishes, defaults, [str(each) for each in left])
+        made = inventory.describe(whole, wishes, defaults)
         fetched = reading.fetch(made.sources) if secrets_to else {}
         for source in made.sources:
             if source.reference not in fetched:
-                made.do(source.reference.removeprefix("file:"), wanted(source, asked=secrets_to is not None))
+                made.do(f"secrets: {source.reference}", wanted(source, asked=secrets_to is not None))
         if any(machine.api for machine in machines) and whole.core_fleet is None:
             made.do("core_fleet", "the API was not asked for it: --api-token REFERENCE")
-        written = write_all(path, made, fetched, release, reading)
+        written = write_all(path, made, inventory.text(made, map(str, left)), fetched, release, reading)
     problems = check(path)
     bad = [each for each in findings if each.weight is Weight.CONTRADICTION]
-    clean = not (bad or left or problems or made.todo or platform.unknowns(machines))
+    clean = not (bad or left or problems or platform.unknowns(machines))
     code = DONE if clean else PENDING
     then = f"callfleet plan {site}" if not problems else f"callfleet validate {site}"
     if as_json:
@@ -456,7 +456,9 @@ def wanted(source: Source, *, asked: bool) -> str:
     return f"{where} could not be read: put it there, mode 0600" if asked else f"{where}, mode 0600 (--secrets-to DIR)"
 
 
-def write_all(path: Path, made: Inventory, fetched: Mapping[str, bytes], release: str, reading: Reading) -> list[str]:
+def write_all(
+    path: Path, made: Inventory, text: str, fetched: Mapping[str, bytes], release: str, reading: Reading
+) -> list[str]:
     """Every file, secrets first and the site file last; the paths, as people type them."""
     written = []
     try:
@@ -477,7 +479,7 @@ def write_all(path: Path, made: Inventory, fetched: Mapping[str, bytes], release
         if before:
             old = path.with_name(f"{path.name}.old")
             write_text(old, old.read_text("utf-8") if old.exists() else "", before)
-        write_text(path, before, made.text)
+        write_text(path, before, text)
         written.append(path)
     except OSError as error:
         raise CallfleetError(f"{error.filename or path}: cannot be written: {error.strerror}") from None
