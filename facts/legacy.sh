@@ -22,13 +22,21 @@ read_legacy_units() {
     cannot "systemctl is not installed"
     return
   }
+  said=$(timeout -k 1 10 systemctl list-units --type=service --plain --no-legend --no-pager 2>&1) || {
+    cannot "systemctl: $said"
+    return
+  }
   names=$(legacy_units 3>&1)
   [ -n "$names" ] || {
     cannot "systemctl lists no unit"
     return
   }
   # shellcheck disable=SC2086  # names of units hold no blank
-  wanted=$(timeout -k 1 10 systemctl show --no-pager --property=Id,FragmentPath -- $names | awk -F= "
+  said=$(timeout -k 1 10 systemctl show --no-pager --property=Id,FragmentPath -- $names) || {
+    cannot "systemctl show failed"
+    return
+  }
+  wanted=$(printf "%s\n" "$said" | awk -F= "
     /^Id=/ { id = \$2 }
     /^FragmentPath=/ { path = \$2 }
     /^\$/ { tell() }
@@ -54,7 +62,6 @@ mask() {
     case $line in
       "" | "#"* | ";"*) continue ;;
       [A-Za-z_]*=*) ;;
-      "export "[A-Za-z_]*=*) line=${line#export } ;;
       *)
         echo "?"
         continue
@@ -199,8 +206,8 @@ read_nginx() {
   fi
   printf "main\0%s\0\0" "$main"
   # shellcheck disable=SC2046  # paths in include lines hold no blank
-  read_tree "${main%/*}" $(timeout -k 1 5 grep -rhs "^[[:space:]]*include[[:space:]]*/" "${main%/*}" |
-    sed "s/.*include[[:space:]]*\\([^;[:space:]]*\\);.*/\\1/" | sort -u | head -n 50)
+  read_tree "${main%/*}" $(timeout -k 1 5 grep -Rhso "include[[:space:]][[:space:]]*/[^;[:space:]]*;" "${main%/*}" |
+    sed "s/include[[:space:]]*\\(.*\\);/\\1/" | sort -u | head -n 50)
 }
 
 # Files of "-f" in their order (a folder: its .cfg files), else the usual one.
@@ -234,8 +241,8 @@ read_haproxy() {
 # The first certificate of every file that a proxy's configuration names, and of nothing else in it.
 read_served() {
   paths=$({
-    timeout -k 1 5 grep -rhs "^[[:space:]]*ssl_certificate[[:space:]]" "$(dirname "$(nginx_main)")" |
-      sed "s/.*ssl_certificate[[:space:]]*\\([^;[:space:]]*\\);.*/\\1/"
+    timeout -k 1 5 grep -Rhso "ssl_certificate[[:space:]][[:space:]]*[^;[:space:]]*;" "$(dirname "$(nginx_main)")" |
+      sed "s/ssl_certificate[[:space:]]*\\(.*\\);/\\1/"
     haproxy_files | while IFS= read -r path; do
       [ -r "$path" ] && tr -s " \t" "\n\n" <"$path" | sed -n "/^crt\$/{n;p;}"
     done

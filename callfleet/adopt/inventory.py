@@ -434,6 +434,11 @@ def _fleet_entry(
     port = next((url_port(url) for url in (one.listed, one.dialled) if url and url_port(url)), None) or one.port
     if port and port != usual and not (roles and port == defaults.ports.front):
         entry["ports"] = {"fleet": port}
+        if port == defaults.ports.mtls:
+            entry["ports"]["mtls"] = port + 1
+            made.notes.append(
+                f"{one.name}: {port} is taken by calls, so the ingress comes in at {port + 1} (ports.mtls)"
+            )
     elif roles and port == defaults.ports.front:
         made.notes.append(
             f"{one.name} serves calls and other names on port {port} today; with callfleet its own name has port "

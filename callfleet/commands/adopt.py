@@ -359,7 +359,7 @@ def variable(content: bytes, name: str) -> bytes:
     """The value of a variable in an environment file; the last one counts."""
     value = ""
     for line in content.decode("utf-8", "surrogateescape").splitlines():
-        key, equals, rest = line.removeprefix("export ").partition("=")
+        key, equals, rest = line.partition("=")
         if equals and key.strip() == name:
             value = legacy.unquoted(rest)
     return f"{value}\n".encode("utf-8", "surrogateescape") if value else b""
