@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from callfleet.actual import Unknown
@@ -105,7 +105,11 @@ def assemble(
         else:
             called = unique(host_name(name), set(found))
             found[called] = _by_ingress(called, address, (each,), core_fleet, dialled, fleet)
-    hosts = tuple(found.values())
+    shared = Counter(one.public_name for one in found.values())
+    hosts = tuple(
+        replace(one, public_name="") if one.machine is None and shared[one.public_name] > 1 else one
+        for one in found.values()
+    )
     strangers = [
         url for url in dict.fromkeys([*(core_fleet or ()), *(dialled or ())])
         if not any(_leads_to(url, one, addresses) for one in hosts)
@@ -194,10 +198,7 @@ def _registered(
             return None
         return next((url for url in urls if _leads_to(url, one, addresses)), "")
 
-    return FleetHost(
-        one.name, one.fleet, one.address, one.machine, one.inbound, one.public_name, one.workers, one.port,
-        among(core_fleet), among(dialled),
-    )  # fmt: skip
+    return replace(one, listed=among(core_fleet), dialled=among(dialled))
 
 
 def _leads_to(url: str, one: FleetHost, addresses: Addresses) -> bool:
