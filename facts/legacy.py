@@ -119,7 +119,7 @@ def _units(part: Part) -> dict[str, Unit]:
             if equals:
                 # EnvironmentFiles stands once for each file.
                 properties[key] = f"{properties[key]} {value}" if key in properties else value
-        if name := properties.get("Id"):
+        if (name := properties.get("Id")) and properties.get("LoadState") not in ("masked", "not-found"):
             found[name] = Unit(name, properties)
     return found
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from cryptography import x509
-from cryptography.x509.oid import ExtensionOID
-
 from callfleet.actual import Unknown
 from callfleet.adopt import ingress as ingresses
 from callfleet.adopt import nginx
+from callfleet.adopt.certificate import covered, covers, opened
 from callfleet.adopt.fleet import CALL_ROUTES, DISPATCH, POST_ROUTES, SHARED, Machine, Workers, core_secret, named
 from callfleet.adopt.found import EnvironmentFile, Unit, Value
 from callfleet.adopt.ingress import Backend, Ingress
@@ -708,25 +706,15 @@ def _expanded(machine: Machine, paths: Sequence[str]) -> dict[str, tuple[str, ..
     return found
 
 
-def opened(pem: bytes) -> x509.Certificate | None:
-    """The certificate in it; None when there is none that can be read."""
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError:
-        return None
-
-
-def covered(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The DNS names of a certificate."""
-    try:
-        extension = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
-    except (x509.ExtensionNotFound, ValueError):
-        return ()
-    if not isinstance(extension, x509.SubjectAlternativeName):
-        return ()
-    return tuple(name.lower() for name in extension.get_values_for_type(x509.DNSName))
-
-
-def covers(names: Sequence[str], name: str) -> bool:
-    """Whether one of a certificate's names is this name or a wildcard for it."""
-    return name in names or f"*.{name.partition('.')[2]}" in names
+def held_for(platform: Platform, name: str) -> tuple[Machine, str] | None:
+    """Where a certificate lies that a name is served with, or that covers it and is served with another name."""
+    for machine in platform.machines:
+        if path := served(platform, machine).get(name):
+            return machine, path
+    for machine in platform.machines:
+        held = machine.found.certificates
+        for path, pem in () if isinstance(held, Unknown) else held.items():
+            certificate = opened(pem) if isinstance(pem, bytes) else None
+            if certificate is not None and covers(covered(certificate), name):
+                return machine, path
+    return None

@@ -11,8 +11,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from callfleet.actual import EPHEMERAL_PORTS, Listener, Unknown
-from callfleet.adopt.contradictions import LARGEST_BODY, body_limit, idle_timeout, opened, served
-from callfleet.adopt.contradictions import covered as covered_names
+from callfleet.adopt.certificate import covered, opened
+from callfleet.adopt.contradictions import LARGEST_BODY, body_limit, held_for, idle_timeout
 from callfleet.adopt.fleet import CALL_ROUTES, POST_ROUTES, Machine, core_secret, named
 from callfleet.adopt.found import Unit, Value
 from callfleet.adopt.platform import (
@@ -469,6 +469,12 @@ def _open_ports(machine: Machine, made: Inventory) -> list[dict[str, Any]]:
                 continue
             comment = f"{', '.join(who) or 'unknown'}, found open"
             found.setdefault((protocol, each.port), {"port": each.port, "protocol": protocol, "comment": comment})
+    if not isinstance(machine.found.listeners, Unknown):
+        proxies = {each.port for each in machine.found.listeners if not _is_local(each)
+                   and {process for process, _ in each.processes} & {"nginx", "haproxy"}}  # fmt: skip
+        if other := sorted(proxies - {443}):
+            text = f"{machine.name}: its proxy also serves {', '.join(map(str, other))}"
+            made.notes.append(f"{text}: callfleet's serves its own ports alone, and closes the others")
     if found:
         made.notes.append(
             f"{machine.name}: {', '.join(f'{port}/{protocol}' for protocol, port in sorted(found))} stay open to "
@@ -501,11 +507,8 @@ def _tls(
         app = parts.get("app", {})
         names += [app.get("api_name") or f"api.{domain}", app.get("console_name") or f"console.{domain}"]
     found: dict[str, str] = {}
-    by_name = {
-        name: (machine, path) for machine in platform.machines for name, path in served(platform, machine).items()
-    }
     for name in names:
-        machine_path = by_name.get(name)
+        machine_path = held_for(platform, name)
         key = name
         if machine_path is not None:
             machine, path = machine_path
@@ -513,7 +516,7 @@ def _tls(
             pem = None if isinstance(held, Unknown) else held.get(path)
             certificate = opened(pem) if isinstance(pem, bytes) else None
             wildcard = f"*.{name.partition('.')[2]}"
-            if certificate is not None and name not in (has := covered_names(certificate)) and wildcard in has:
+            if certificate is not None and name not in (has := covered(certificate)) and wildcard in has:
                 key = wildcard
         file = f"file:{prefix}/tls/{key.replace('*', 'wildcard')}.pem"
         if key in found:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from callfleet.actual import Unknown
+from callfleet.adopt.certificate import covered, opened
 from callfleet.adopt.fleet import CALL_ROUTES, Machine, named
 from callfleet.adopt.found import Value
 from callfleet.adopt.haproxy import Server
@@ -262,7 +263,7 @@ def fleet_name(backend: str) -> str:
     """A fleet's name from a backend's."""
     name = host_name(backend)
     name = re.sub(r"^(be|bk|backend|back|srv|pool|ws)-", "", name)
-    return re.sub(r"-(be|bk|backend|back|servers|pool)$", "", name) or "main"
+    return re.sub(r"-(be|bk|backend|back|servers|pool|fleets?)$", "", name) or "main"
 
 
 def host_name(text: str) -> str:
@@ -295,6 +296,13 @@ def call_names(platform: Platform) -> list[str]:
         others |= set(web_names(machine))
     found = [name for ingress in platform.ingresses if ingress.backends for name in ingress.names if name not in others]
     return list(dict.fromkeys(found))
+
+
+def certified(machine: Machine) -> list[str]:
+    """The names that certificates of its proxies cover."""
+    held = machine.found.certificates
+    pems = [] if isinstance(held, Unknown) else [pem for pem in held.values() if isinstance(pem, bytes)]
+    return [name for pem in pems if (certificate := opened(pem)) for name in covered(certificate)]
 
 
 def web_names(machine: Machine) -> dict[str, str]:

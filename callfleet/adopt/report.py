@@ -37,8 +37,7 @@ _TAKEN = keywords(
 _WEB = keywords("root index try_files expires add_header alias")
 """Of a site of files: what the Console's own image does."""
 
-_LIMITS = {"LimitNOFILE": "", "LimitNPROC": "", "MemoryMax": "infinity", "TasksMax": "",
-           "CPUQuotaPerSecUSec": "infinity", "Nice": "0", "OOMScoreAdjust": "0", "UMask": "0022"}  # fmt: skip
+_LIMITS = {"LimitNOFILE": "", "MemoryMax": "infinity", "CPUQuotaPerSecUSec": "infinity", "Nice": "0", "UMask": "0022"}
 
 
 @dataclass(frozen=True)
