@@ -294,8 +294,13 @@ def call_names(platform: Platform) -> list[str]:
     others = {each.public_name for each in platform.fleet_hosts}
     for machine in platform.machines:
         others |= set(web_names(machine))
-    found = [name for ingress in platform.ingresses if ingress.backends for name in ingress.names if name not in others]
-    return list(dict.fromkeys(found))
+    serving = [each for each in platform.ingresses if each.backends]
+    found = [name for each in serving for name in each.names if name not in others]
+    if not found:
+        # It lets any name in; callers can use those that it has a certificate for.
+        machines = [platform.machine(each.where) for each in serving]
+        found = [name for each in machines if each for name in certified(each) if name not in others]
+    return [name for name in dict.fromkeys(found) if not name.startswith("*.")]
 
 
 def certified(machine: Machine) -> list[str]:
