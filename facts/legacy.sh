@@ -11,8 +11,8 @@ SMALL="-size -257k"
 # Units that somebody laid down: not the distribution's, but for the two proxies and numbered instances of any template.
 legacy_units() {
   {
-    timeout -k 1 10 systemctl list-units --all --type=service --plain --no-legend --no-pager --full
-    timeout -k 1 10 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full
+    timeout -k 1 20 systemctl list-units --all --type=service --plain --no-legend --no-pager --full
+    timeout -k 1 20 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full
     timeout -k 1 5 find /etc/systemd/system -maxdepth 2 -name "*@*.service" -printf "%f\n"
   } | awk "{ print \$1 }" | grep -v "@\\.service\$" | grep "^[A-Za-z0-9].*\\.service\$" | sort -u >&3
 }
@@ -22,7 +22,7 @@ read_legacy_units() {
     cannot "systemctl is not installed"
     return
   }
-  said=$(timeout -k 1 10 systemctl list-units --type=service --plain --no-legend --no-pager 2>&1) || {
+  said=$(timeout -k 1 20 systemctl list-units --type=service --plain --no-legend --no-pager 2>&1) || {
     cannot "systemctl: $said"
     return
   }
@@ -32,7 +32,7 @@ read_legacy_units() {
     return
   }
   # shellcheck disable=SC2086  # names of units hold no blank
-  said=$(timeout -k 1 10 systemctl show --no-pager --property=Id,FragmentPath -- $names) || {
+  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,FragmentPath -- $names) || {
     cannot "systemctl show failed"
     return
   }
@@ -50,7 +50,7 @@ read_legacy_units() {
   properties=$properties,User,Group,WorkingDirectory,ExecStart,LimitNOFILE,LimitNPROC,MemoryMax,TasksMax,CPUQuotaPerSecUSec,PrivateTmp
   properties=$properties,Restart,TimeoutStopUSec,KillSignal,KillMode,UMask,Type,ReadWritePaths,ProtectSystem,Nice,OOMScoreAdjust
   # shellcheck disable=SC2086
-  run 15 systemctl show --no-pager --timestamp=unix --property="$properties" -- $wanted
+  run 20 systemctl show --no-pager --timestamp=unix --property="$properties" -- $wanted
 }
 
 # ---- environment
@@ -114,8 +114,11 @@ read_environments() {
     return
   }
   # shellcheck disable=SC2046  # names of units hold no blank
-  paths=$(timeout -k 1 15 systemctl show --no-pager --property=EnvironmentFiles -- $(legacy_units 3>&1) |
-    sed -n "s/^EnvironmentFiles=\\(.*\\) (ignore_errors=.*)\$/\\1/p" | sort -u)
+  said=$(timeout -k 1 20 systemctl show --no-pager --property=EnvironmentFiles -- $(legacy_units 3>&1)) || {
+    cannot "systemctl show failed"
+    return
+  }
+  paths=$(printf "%s\n" "$said" | sed -n "s/^EnvironmentFiles=\\(.*\\) (ignore_errors=.*)\$/\\1/p" | sort -u)
   printf "%s\n" "$paths" | while IFS= read -r path; do
     case $path in /*) ;; *) continue ;; esac
     presence "$path"

@@ -148,6 +148,7 @@ def test_a_part_that_fails_is_unknown(programs: Path) -> None:
     (programs / "systemctl").write_text("#!/bin/sh\necho no bus >&2\nexit 1\n")
     found = legacy.parse(run(legacy.script(NONCE), programs), "a", "192.0.2.1")
     assert isinstance(found.units, Unknown)
+    assert isinstance(found.environments, Unknown)
     assert isinstance(found.nginx, Files)
     assert "units" in dict(found.unknowns())
 
