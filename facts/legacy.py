@@ -20,6 +20,7 @@ from facts.probe import PROGRAM
 
 LEGACY = Path(__file__).with_name("legacy.sh")
 TOKEN_SECONDS = 10
+LARGEST_TEXT = 1024**2
 
 
 def script(nonce: str) -> str:
@@ -29,6 +30,7 @@ def script(nonce: str) -> str:
     parts = (
         ("host", "read_host"), ("listeners", "read_listeners"), ("datagrams", "read_datagrams"),
         ("addresses", "read_addresses"), ("units", "read_legacy_units"), ("environments", "read_environments"),
+        ("inline", "read_inline"),
         ("sockets", "read_socket_files"), ("listening", "read_unix_listeners"), ("nginx", "read_nginx"),
         ("haproxy", "read_haproxy"), ("served", "read_served"), ("ours", "read_ours"),
     )  # fmt: skip
@@ -91,6 +93,7 @@ def parse(text: str, name: str, address: str) -> Found:
         datagrams=answer.read("datagrams", _datagrams),
         units=answer.read("units", _units),
         environments=answer.read("environments", _environments),
+        inline=answer.read("inline", _inline),
         sockets=answer.read("sockets", lambda part: frozenset(map(_settled, part.lines))),
         listening=answer.read("listening", _listening),
         nginx=answer.read_or_absent("nginx", _files),
@@ -126,6 +129,15 @@ def _units(part: Part) -> dict[str, Unit]:
 
 def _environments(part: Part) -> dict[str, EnvironmentFile | Unknown | None]:
     return {path: _environment(there, path, stat, text) for there, path, stat, text in records(part.data, 4)}
+
+
+def _inline(part: Part) -> dict[str, EnvironmentFile]:
+    found = {}
+    for unit, text in records(part.data, 2):
+        held = _environment("0", unit, "", text)
+        if isinstance(held, EnvironmentFile):
+            found[unit] = held
+    return found
 
 
 def _environment(there: str, path: str, stat: str, text: str) -> EnvironmentFile | Unknown | None:
@@ -175,8 +187,8 @@ def _files(part: Part) -> Files:
             main.append(path)
         elif there == "0":
             content = base64.b64decode(text)
-            # The probe sends 64 KiB and one byte: what is longer is not whole.
-            if len(content) > 65536:
+            # 1 MiB and one byte are sent: what is longer is not whole.
+            if len(content) > LARGEST_TEXT:
                 unread.append(path)
             elif b"\0" not in content:
                 texts[path] = content.decode("utf-8", "replace")

@@ -4,7 +4,8 @@
 # other but 0 is "could not tell". A secret's value never leaves the host here: what is secret in an environment file is sent as a
 # digest of $NONCE and the value, by which two hosts can be compared and nothing else.
 
-SMALL="-size -257k"
+LARGEST_TEXT=1048577
+MOST_FILES=400
 
 # ---- units
 
@@ -132,6 +133,43 @@ read_environments() {
   done
 }
 
+# Words of a line, one a line, as systemctl quotes them. In no argument of a program: they may be secrets.
+WORDS="{
+  word = \"\"
+  quoted = 0
+  for (i = 1; i <= length(\$0); i++) {
+    char = substr(\$0, i, 1)
+    if (char == \"\\\\\") word = word substr(\$0, ++i, 1)
+    else if (char == \"\\\"\") quoted = !quoted
+    else if (char == \" \" && !quoted) { print word; word = \"\" }
+    else word = word char
+  }
+  print word
+}"
+
+# A record per unit with Environment= of its own: its name, base64 of the masked variables.
+read_inline() {
+  has systemctl || {
+    cannot "systemctl is not installed"
+    return
+  }
+  # shellcheck disable=SC2046  # names of units hold no blank
+  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,Environment -- $(legacy_units 3>&1)) || {
+    cannot "systemctl show failed"
+    return
+  }
+  printf "%s\n" "$said" | while IFS= read -r line; do
+    case $line in
+      Id=*) unit=${line#Id=} ;;
+      Environment=?*)
+        printf "%s\0" "$unit"
+        printf "%s\n" "${line#Environment=}" | awk "$WORDS" | mask | base64 -w 0
+        printf "\0"
+        ;;
+    esac
+  done
+}
+
 # ---- sockets
 
 read_socket_files() { run 10 find /tmp /run /var/run/ /var/tmp -maxdepth 3 -xdev -type s -printf "%p\n"; return 0; }
@@ -162,13 +200,23 @@ read_addresses() {
 
 # ---- proxies
 
-# The files under a folder and those named beside it, as records of read_contents; keys and certificates stay where they are.
+# The same as read_contents, of at most 1 MiB and one byte each.
+read_texts() {
+  for path; do
+    there=0
+    [ -r "$path" ] || there=2
+    printf "%s\0%s\0" "$there" "$path"
+    [ "$there" != 0 ] || timeout -k 1 5 head -c "$LARGEST_TEXT" -- "$path" | base64 -w 0
+    printf "\0"
+  done
+}
+
+# The files under a folder and those named beside it, as records of read_texts; keys and certificates stay where they are.
 read_tree() {
-  # shellcheck disable=SC2086
   found=$(for path; do
-    [ -e "$path" ] && timeout -k 1 10 find -L "$path" -maxdepth 4 -type f $SMALL ! -name "*.pem" ! -name "*.key" ! -name "*.crt" \
+    [ -e "$path" ] && timeout -k 1 10 find -L "$path" -maxdepth 4 -type f ! -name "*.pem" ! -name "*.key" ! -name "*.crt" \
       ! -name "*.p12" ! -name "*.htpasswd" ! -name ".htpasswd" ! -name "*.dpkg-*" ! -name "*~" -print
-  done | sort -u | head -n 400)
+  done | sort -u | head -n "$MOST_FILES")
   [ -n "$found" ] || {
     absent "there is no configuration"
     return
@@ -181,7 +229,8 @@ read_tree() {
   set -- $found
   set +f
   IFS=$old
-  read_contents "$@"
+  [ $# -lt "$MOST_FILES" ] || printf "2\0%s\0\0" "more than $MOST_FILES files"
+  read_texts "$@"
 }
 
 # The words of the command line of the process that was started as NAME first, one a line.

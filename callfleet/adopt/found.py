@@ -98,8 +98,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Found:
-    """One host. `address` is how it was reached, `addresses` are its own; `certificates` hold PEM of the first one.
+    """One host. `inline` are the variables of units themselves.
 
+    `address` is how it was reached, `addresses` are its own; `certificates` hold PEM of the first one.
     `sockets` are the socket files, `listening` the Unix sockets that somebody listens on; `datagrams` UDP listeners.
     """
 
@@ -113,6 +114,7 @@ class Found:
     datagrams: tuple[Listener, ...] | Unknown = field(default_factory=lambda: Unknown("was not asked"))
     units: Mapping[str, Unit] | Unknown = field(default_factory=lambda: Unknown("was not asked"))
     environments: Mapping[str, EnvironmentFile | Unknown | None] | Unknown = field(default_factory=dict)
+    inline: Mapping[str, EnvironmentFile] | Unknown = field(default_factory=dict)
     sockets: frozenset[str] | Unknown = field(default_factory=lambda: Unknown("was not asked"))
     listening: frozenset[str] | Unknown = field(default_factory=lambda: Unknown("was not asked"))
     nginx: Files | Unknown | None = None
@@ -123,7 +125,7 @@ class Found:
 
     def unknowns(self) -> list[tuple[str, str]]:
         """The parts that could not be told, and why."""
-        names = ("hostname", "memory", "cpus", "addresses", "listeners", "datagrams", "units", "environments",
+        names = ("hostname", "memory", "cpus", "addresses", "listeners", "datagrams", "units", "environments", "inline",
                  "sockets", "listening", "nginx", "haproxy", "certificates", "ours", "core_fleet")  # fmt: skip
         parts = [(name.replace("_", " "), getattr(self, name)) for name in names]
         for files in (self.nginx, self.haproxy):
@@ -135,8 +137,10 @@ class Found:
         return [(name, part.reason) for name, part in parts if isinstance(part, Unknown)]
 
     def environment(self, unit: Unit) -> dict[str, Value]:
-        """The variables of a unit's files; the last file that has one counts."""
+        """A unit's variables: its own, then those of its files; the last one counts."""
         found: dict[str, Value] = {}
+        if not isinstance(self.inline, Unknown) and unit.name in self.inline:
+            found |= self.inline[unit.name].values
         if not isinstance(self.environments, Unknown):
             for path in unit.environment_files:
                 held = self.environments.get(path)

@@ -100,7 +100,7 @@ def understand(where: str, config: Config, texts: Mapping[str, str]) -> Ingress:
             if word == "crt"
         )
     )
-    unknown = tuple(_unknown(config, named))
+    unknown = (*_unknown(config, named), *_unread(config, texts))
     return Ingress(where, config, tuple(backends), names, certificates, unknown)
 
 
@@ -219,17 +219,20 @@ def _condition(frontend: Section, words: Iterable[str], texts: Mapping[str, str]
 
 def entries(texts: Mapping[str, str], path: str) -> list[tuple[str, str]]:
     """The entries of a map or a list of patterns: key, value. A path that was not read as such is tried by its name."""
-    path = path.strip()
-    text = texts.get(path)
-    if text is None:
-        by_name = [one for name, one in texts.items() if name.rpartition("/")[2] == path.rpartition("/")[2]]
-        text = by_name[0] if len(by_name) == 1 else ""
     found = []
-    for line in text.splitlines():
+    for line in _text(texts, path).splitlines():
         words = line.split(None, 1)
         if words and not words[0].startswith("#"):
             found.append((words[0], words[1].strip() if len(words) > 1 else ""))
     return found
+
+
+def _text(texts: Mapping[str, str], path: str) -> str:
+    path = path.strip()
+    if path in texts:
+        return texts[path]
+    by_name = [one for name, one in texts.items() if name.rpartition("/")[2] == path.rpartition("/")[2]]
+    return by_name[0] if len(by_name) == 1 else ""
 
 
 def _carries(section: Section, reached: list[tuple[str, Section]], texts: Mapping[str, str]) -> str:
@@ -286,6 +289,17 @@ def _unknown(config: Config, calls: set[str]) -> Iterator[tuple[Line, str]]:
                 yield line, NO_CALLS
         else:
             yield from ((line, "no counterpart") for line in section.lines if not _taken(section, line))
+
+
+def _unread(config: Config, texts: Mapping[str, str]) -> Iterator[tuple[Line, str]]:
+    """The lines that name a map or a list of patterns that was not read."""
+    for section in config.of("frontend", "backend", "listen"):
+        for line in section.lines:
+            files = [match[1] for word in line.words for match in _MAP.finditer(word)]
+            files += [line.words[at + 1] for at, word in enumerate(line.words[:-1]) if word == "-f"]
+            for file in files:
+                if not _text(texts, file):
+                    yield line, f"{file.strip()} was not read, or is empty"
 
 
 def _taken(section: Section, line: Line) -> bool:

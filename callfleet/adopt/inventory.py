@@ -81,6 +81,7 @@ class Inventory:
     notes: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     images: tuple[str, ...] = ()
+    marks: dict[str, str] = field(default_factory=dict)
 
     def do(self, place: str, what: str) -> None:
         """Something for the operator, once."""
@@ -293,6 +294,8 @@ def _variables(
             made.do(f"{place}.environment", f"{value.place} is not carried over: names are in upper case")
         elif value.secret:
             key = _secret_name(name)
+            if made.marks.setdefault(key, value.mark) != value.mark:
+                key = f"{role}_{key}"[:64]
             secrets[key] = f"file:{prefix}/{key}"
             secret[name] = key
             _source(made, secrets[key], machine, value)
@@ -413,6 +416,8 @@ def _fleet_entry(
     ) if there]  # fmt: skip
     entry = _entry(one.address, roles, one.machine, wishes, made)
     place = f"fleets.{one.fleet or 'main'}.hosts.{one.name}"
+    if one.machine is None and platform.machines:
+        made.notes.append(f"{one.name} was not read, only named by the ingress: read it too (--from)")
     if one.address is None:
         made.do(f"{place}.address", "no address is known: its name leads nowhere from here")
     if one.workers:

@@ -179,8 +179,9 @@ def _unknown(machine: Machine, node: nginx.Node, files: set[str], *, in_files: b
 
 def _environments(platform: Platform) -> Iterator[Left]:
     for machine in platform.machines:
-        held = machine.found.environments
-        for file in () if isinstance(held, Unknown) else held.values():
+        files = [held.values() for held in (machine.found.environments, machine.found.inline)
+                 if not isinstance(held, Unknown)]  # fmt: skip
+        for file in (one for held in files for one in held):
             if isinstance(file, EnvironmentFile) and file.unclear:
                 yield Left(
                     f"{machine.name}: {file.path}", f"{file.unclear} lines (not shown)", "no assignment of one line"

@@ -126,6 +126,8 @@ def import_(
     if not hosts and not files:
         raise click.UsageError("give --from HOST... or --haproxy FILE")
     path = site_path(site)
+    if platform.host_name(path.stem) != path.stem:
+        raise click.UsageError(f"{path.stem}: expected a site name of lower-case letters, digits and inner hyphens")
     if path.exists() and not force:
         raise CallfleetError(
             f"{shown_path(path)} is there already; nothing was read. Next: callfleet plan {site}, or import under "
@@ -138,6 +140,8 @@ def import_(
            "known_hosts": from_here(known_hosts)}  # fmt: skip
     ssh = {name: value for name, value in ssh.items() if value}
     targets = [target(each) for each in (*hosts, *more)]
+    if len(targets) > 1 and any("=" not in each for each in fingerprints):
+        raise click.UsageError("with several hosts, say whose: --fingerprint HOST=SHA256:...")
     at = host_and_address(ingress_host) if ingress_host else None
     token = token_of(api_token, path)
     names = Names(
@@ -334,7 +338,7 @@ class Reading:
         held = list(sources)
         contents: dict[tuple[str, str], bytes | Unknown | None] = {}
         for host in sorted({each.host for each in held}):
-            paths = sorted({path for each in held if each.host == host for path in each.paths})
+            paths = sorted({path for each in held if each.host == host for path in each.paths if path[:1] == "/"})
             note(f"fetching {len(paths)} files with secrets from {host}")
             answer = legacy.parse_contents(self.ask(host, legacy.contents_script(paths)))
             contents |= {(host, path): content for path, content in answer.items()}

@@ -304,3 +304,11 @@ def test_words_in_strong_quotes_come_back(words: list[str]) -> None:
     """A round trip: what is quoted is read as it was."""
     raw = " ".join("'" + word.replace("'", "'\"'\"'") + "'" for word in words)
     assert split(raw, {}) == (words, [])
+
+
+def test_a_map_that_was_not_read_is_told() -> None:
+    """What it says is not known; it is not taken for empty."""
+    told = [reason for _, reason in read(BY_NAMES).unknown]
+    assert "/etc/haproxy/hosts.map was not read, or is empty" in told
+    assert "/etc/haproxy/call-paths.lst was not read, or is empty" in told
+    assert not any("was not read" in reason for _, reason in read(BY_NAMES, MAPS).unknown)

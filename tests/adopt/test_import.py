@@ -212,6 +212,28 @@ def test_another_brand_is_data(run: Import, handmade: Handmade, folder: Path) ->
     assert brand.services.api == "cxb-api"
 
 
+def test_two_secrets_of_one_name_stay_two(run: Import, handmade: Handmade, folder: Path) -> None:
+    """The API's key of the same name as the workers' has a file of its own; equal ones share one."""
+    handmade.api["STT_API_KEY"] = "*of-the-api"
+    handmade.dialler["STT_API_KEY"] = "*of-the-api"
+    assert run(*READY).exit_code == 0
+    site = load_site(folder / "acme.yml")
+    assert site.app.api.secret_environment == site.app.dialler.secret_environment == {"STT_API_KEY": "stt_api_key"}
+    assert site.core.secret_environment == {"STT_API_KEY": "worker_stt_api_key"}
+    assert len({str(reference) for reference in site.declared.secrets.values()}) == len(site.declared.secrets)
+
+
+def test_a_host_that_only_the_ingress_names_is_told(run: Import, handmade: Handmade, folder: Path) -> None:
+    """It is in the inventory as the ingress has it, and the report says that it was not read."""
+    handmade.haproxy = handmade.haproxy.replace(
+        "\nbackend web", "    server us1-a 10.1.0.31:443 ssl verify none check inter 5s fall 2 maxconn 8\n\nbackend web"
+    )
+    done = run(*READY)
+    assert "us1-a was not read, only named by the ingress" in done.output
+    assert hosts(folder)["us1-a"] == ("10.1.0.31", "eu1", 8)
+    assert done.exit_code == 3  # inbound only
+
+
 FILES = {
     "by hand": (
         BY_HAND,
@@ -280,7 +302,7 @@ def test_what_is_no_ingress_is_refused(content: bytes, said: str, run: Import, f
 @pytest.mark.parametrize(
     "arguments",
     [(), ("10.1.0.1",), ("--from", "Bad_Name=10.1.0.1"), ("--haproxy", "/dev/null/none"),
-     ("--from", "10.1.0.1", "--ingress", "x")],
+     ("--from", "10.1.0.1", "--ingress", "x"), ("--from", "10.1.0.1", "10.1.0.2", "--fingerprint", "SHA256:x")],
 )  # fmt: skip
 def test_usage(arguments: tuple[str, ...], run: Import) -> None:
     """What cannot be meant is a usage error."""

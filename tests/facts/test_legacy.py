@@ -23,6 +23,9 @@ case "$*" in
   *--property=EnvironmentFiles*)
     echo "EnvironmentFiles=ENV (ignore_errors=no)"
     echo "EnvironmentFiles=/nowhere/.env (ignore_errors=yes)" ;;
+  *--property=Id,Environment*)
+    echo "Id=cxbcore@1.service"
+    echo 'Environment=MAX_CONCURRENT_CALLS=1 "GREETING=two words" SESSION_SECRET=very-secret-inline' ;;
   *--property=Id,FragmentPath*)
     printf 'Id=cxbcore@1.service\\nFragmentPath=/etc/systemd/system/cxbcore@.service\\n\\n'
     printf 'Id=cxbcore@2.service\\nFragmentPath=/etc/systemd/system/cxbcore@.service\\n\\n'
@@ -126,6 +129,18 @@ def test_an_environment_is_read_without_its_secrets(found: Found, programs: Path
     other = legacy.parse(run(legacy.script("f" * 32), programs), "b", "192.0.2.2").environments[path]  # type: ignore[index]
     assert other.values["CORE_SECRET"].mark != held.values["CORE_SECRET"].mark  # type: ignore[union-attr]
     assert "very-secret" not in repr(found)
+
+
+def test_variables_of_a_unit_itself_are_read_like_a_file(found: Found) -> None:
+    """And those of its files come after them."""
+    assert isinstance(found.inline, dict)
+    held = found.inline["cxbcore@1.service"]
+    assert {name: value.text for name, value in held.values.items()} == {
+        "MAX_CONCURRENT_CALLS": "1", "GREETING": "two words", "SESSION_SECRET": None
+    }  # fmt: skip
+    assert isinstance(found.units, dict)
+    both = found.environment(found.units["cxbcore@1.service"])
+    assert {"MAX_CONCURRENT_CALLS", "CXBCORE_WORKERS"} <= set(both)
 
 
 def test_a_proxys_files_are_read_and_no_key(found: Found, programs: Path) -> None:
