@@ -334,8 +334,3 @@ def web_names(machine: Machine) -> dict[str, str]:
 def unknowns(machines: Iterable[Machine]) -> list[str]:
     """What no host could tell, in words."""
     return [f"{machine.name}: {name}: {why}" for machine in machines for name, why in machine.found.unknowns()]
-
-
-def is_unknown(value: object) -> bool:
-    """Whether a side could not be read."""
-    return isinstance(value, Unknown)

@@ -293,7 +293,7 @@ class Reading:
         """What all hosts say, each called by its own name where none was given. CallfleetError while one is silent."""
         if self.pins is None:
             return []
-        note(f"reading {', '.join(self.targets)}")
+        note(f"reading {', '.join(each.hostname for each in self.targets.values())}")
         self._tried = self.pins.tried(self.site)
         trial: Site = self._tried.__enter__()
         self.session = Session(trial, credentials=False).__enter__()
