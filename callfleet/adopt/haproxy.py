@@ -161,6 +161,7 @@ class _Reader:
         self.unnamed: Section | None = None
 
     def take(self, file: str, number: int, raw: str) -> None:
+        """One line of a file."""
         words, problems = split(raw, self.environment)
         if not words:
             return
@@ -186,6 +187,7 @@ class _Reader:
                 self.environment[words[1]] = words[2]
 
     def close(self) -> None:
+        """The section that is being read is at its end."""
         if self.head is None:
             return
         kind, rest = self.head.words[0], list(self.head.words[1:])
@@ -211,6 +213,7 @@ class _Reader:
         self.head, self.lines = None, []
 
     def done(self) -> Config:
+        """All of it."""
         self.close()
         return Config(tuple(self.sections), tuple(self.odd))
 

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from callfleet.actual import EPHEMERAL_PORTS, Listener, Unknown
 from callfleet.adopt.certificate import covered, opened
-from callfleet.adopt.contradictions import LARGEST_BODY, body_limit, held_for, idle_timeout
+from callfleet.adopt.contradictions.certificates import held_for
+from callfleet.adopt.contradictions.front import LARGEST_BODY, body_limit, idle_timeout
 from callfleet.adopt.fleet import CALL_ROUTES, POST_ROUTES, Machine, core_secret, named
 from callfleet.adopt.found import Unit, Value
 from callfleet.adopt.platform import (
