@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from callfleet.actual import Unknown
 from callfleet.adopt import nginx
@@ -63,7 +64,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Machine:
-    """One host as it was understood. `api`, `dialler` are units; `console` the names of a static site."""
+    """One host as it was understood. `api` and `dialler` are units; `beside`: workers of other names, not taken."""
 
     found: Found
     workers: Workers | None
@@ -71,7 +72,7 @@ class Machine:
     api: Unit | None = None
     dialler: Unit | None = None
     other_units: tuple[Unit, ...] = ()
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    beside: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,7 +100,9 @@ def understand(found: Found, known: Names) -> Machine:
     dialler = _unit(units, known.dialler, r"[a-z0-9]+-diall?er")
     mine = {each.name for each in (*(workers.units if workers else ()), api, dialler) if each}
     rest = tuple(unit for name, unit in sorted(units.items()) if name not in mine)
-    return Machine(found, workers, front, api, dialler, rest)
+    others = {each.prefix for each in upstreams} | {name for unit in units.values() if (name := _worker_template(unit))}
+    beside = sorted(others - {workers.prefix}) if workers else []
+    return Machine(found, workers, front, api, dialler, rest, tuple(beside))
 
 
 def _tree(found: Found) -> nginx.Tree | None:
@@ -133,7 +136,12 @@ def _workers(found: Found, upstreams: list[nginx.Upstream], units: Mapping[str, 
     prefixes += [name for name, held in sorted(templates.items()) if any(_of_workers(unit) for unit in held)]
     if not prefixes:
         return None
-    prefix = prefixes[0]
+    sizes = {each.prefix: len(each.numbers) for each in upstreams}
+    # Where a host has several: the one that most runs of, then the one that nginx sends most to.
+    prefix = max(
+        dict.fromkeys(prefixes),
+        key=lambda name: (sum(unit.active for unit in templates.get(name, ())), sizes.get(name, 0)),
+    )
     held = templates.get(prefix) or next(
         (units for units in templates.values() if any(f"/{prefix}_" in unit.command for unit in units)), []
     )
@@ -161,6 +169,10 @@ def _instances(found: Found, chosen: list[Unit], held: list[Unit]) -> frozenset[
     if isinstance(found.units, Unknown):
         return found.units
     return frozenset(unit.number for unit in chosen) if held else None
+
+
+def _worker_template(unit: Unit) -> str:
+    return unit.template if unit.template and (unit.active or unit.enabled) and _of_workers(unit) else ""
 
 
 def _of_workers(unit: Unit) -> bool:
@@ -197,9 +209,12 @@ def _front(tree: nginx.Tree, workers: Workers | None) -> Front:
             best = (score, server, routes)
     _, chosen, routes = best
     certificates = []
-    for _, server in nginx.all_servers(tree):
-        held = [node.args[0] for node in server.own("ssl_certificate") if node.args]
-        keys = [node.args[0] for node in server.own("ssl_certificate_key") if node.args]
+    folder = posixpath.dirname(tree.root.file)
+    for around, server in nginx.all_servers(tree):
+        held, keys = (
+            [posixpath.join(folder, node.args[0]) for node in server.own(name) or around.own(name) if node.args]
+            for name in ("ssl_certificate", "ssl_certificate_key")
+        )
         if held and keys:
             certificates.append((tuple(nginx.names(server)), held[0], keys[0]))
     if chosen is None:

@@ -436,6 +436,12 @@ def _fleet_entry(
         entry["public_name"] = one.public_name
     elif not one.public_name:
         made.do(f"{place}.public_name", f"no public name was found: {one.name}.<domain> stands in")
+    front = one.machine.front if one.machine else None
+    if front is not None and front.server is not None:
+        if aliases := [name for name in front.names if name != one.public_name]:
+            made.notes.append(f"{one.name} is also called {', '.join(aliases)}: callfleet serves one name")
+        if not front.tls:
+            made.notes.append(f"{one.name} takes calls without TLS on port {front.port}: callfleet's proxy wants TLS")
     usual = defaults.ports.fleet_shared if roles else defaults.ports.fleet
     port = next((url_port(url) for url in (one.listed, one.dialled) if url and url_port(url)), None) or one.port
     if port and port != usual and not (roles and port == defaults.ports.front):

@@ -179,6 +179,8 @@ def _unknown(machine: Machine, node: nginx.Node, files: set[str], *, in_files: b
 
 def _environments(platform: Platform) -> Iterator[Left]:
     for machine in platform.machines:
+        for prefix in machine.beside:
+            yield Left(machine.name, f"workers {prefix}@", "a host carries the workers of one name alone")
         files = [held.values() for held in (machine.found.environments, machine.found.inline)
                  if not isinstance(held, Unknown)]  # fmt: skip
         for file in (one for held in files for one in held):

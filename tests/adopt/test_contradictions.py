@@ -169,6 +169,12 @@ SEEDED: dict[str, tuple[Seed, str, str, str]] = {
         "",
         "backend eu1",
     ),
+    "a disabled server": (
+        in_haproxy("10.1.0.12:443 ssl", "10.1.0.12:443 disabled ssl"),
+        "ingress-server",
+        "",
+        "disabled",
+    ),
     "fall 1": (in_haproxy("fall 2", "fall 1"), "fall-1", "", "fall 1"),
     "a certificate of another name": (
         change(names={"eu1-b": ("eu1-a.acme.test",)}),

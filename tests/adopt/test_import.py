@@ -234,6 +234,19 @@ def test_a_host_that_only_the_ingress_names_is_told(run: Import, handmade: Handm
     assert done.exit_code == 3  # inbound only
 
 
+def test_what_one_host_has_beside_is_told(run: Import, handmade: Handmade, folder: Path) -> None:
+    """Workers of a second name, further names, a certificate declared for all servers by a relative path."""
+    handmade.nginx["eu1-b"] = (
+        "upstream voxcore { server unix:/tmp/voxcore_1.sock; }\nssl_certificate c.pem;\nssl_certificate_key k.pem;\n"
+        + handmade.nginx["eu1-b"].replace("server_name eu1-b.acme.test", "server_name eu1-b.acme.test old.acme.test")
+    )
+    done = run(*READY)
+    assert done.exit_code == 3
+    assert "eu1-b: workers voxcore@ (a host carries the workers of one name alone)" in done.output
+    assert "eu1-b is also called old.acme.test" in done.output
+    assert hosts(folder)["eu1-b"][2] == 4
+
+
 FILES = {
     "by hand": (
         BY_HAND,

@@ -30,6 +30,14 @@ def checks(platform: Platform) -> Iterator[Finding]:
         most = max([one.workers or 0 for one in hosts] + [each.maxconn or 0 for each in backend.servers])
         if (wanted := ingresses.expectation(backend.section)) is not None:
             yield from _expectation(ingress, backend, wanted, most)
+        aside = [server for server in backend.servers if {"disabled", "backup"} & set(server.options)]
+        if aside:
+            yield contradiction(
+                "ingress-server", "", "a server gets no calls, or only when all others are down",
+                [Side(f"{ingress.where}: {each.line.place}: server {each.name}",
+                      ", ".join(sorted({"disabled", "backup"} & set(each.options)))) for each in aside],
+                "in callfleet all hosts of an ingress are alike; one that is to take no calls is drained (host drain)",
+            )  # fmt: skip
         checked = [server for server in backend.servers if "check" in server.options]
         if not checked:
             yield contradiction(
