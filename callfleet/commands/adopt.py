@@ -22,7 +22,7 @@ from callfleet.adopt.found import Files, Found
 from callfleet.adopt.ingress import Ingress
 from callfleet.adopt.inventory import Inventory, Source, Wishes
 from callfleet.adopt.platform import Platform
-from callfleet.commands.common import DONE, PENDING, SITE, echo_json, json_option, note, show, site_path, table
+from callfleet.commands.common import DONE, SITE, echo_json, json_option, note, show, site_path, table
 from callfleet.commands.hosts import Pins
 from callfleet.errors import CallfleetError, SiteError, shown_path
 from callfleet.pyinfra_remote import StepError
@@ -38,6 +38,8 @@ from facts.frame import ProbeError
 
 STAGES = click.Choice(["lab", "local", "staging", "prod"])
 LARGEST_FILE = 4 * 1024**2
+INCOMPLETE = 3
+"""Exit code: written, and the operator has something to look at first; the same as what is pending elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def import_(
     problems = check(path)
     bad = [each for each in findings if each.weight is Weight.CONTRADICTION]
     clean = not (bad or left or problems or platform.unknowns(machines))
-    code = DONE if clean else PENDING
+    code = DONE if clean else INCOMPLETE
     then = f"callfleet plan {site}" if not problems else f"callfleet validate {site}"
     if as_json:
         echo_json(
