@@ -34,7 +34,7 @@ def script(nonce: str) -> str:
         ("sockets", "read_socket_files"), ("listening", "read_unix_listeners"), ("nginx", "read_nginx"),
         ("haproxy", "read_haproxy"), ("served", "read_served"), ("ours", "read_ours"),
     )  # fmt: skip
-    return _whole([f"NONCE={nonce}", *(f"section {name} {function}" for name, function in parts)])
+    return _whole([f"NONCE={nonce}", "find_units", *(f"section {name} {function}" for name, function in parts)])
 
 
 def fleet_list_script(url: str, *, token: str = "", token_file: str = "") -> str:

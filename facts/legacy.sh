@@ -9,35 +9,24 @@ MOST_FILES=400
 
 # ---- units
 
-# Units that somebody laid down: not the distribution's, but for the two proxies and numbered instances of any template.
-legacy_units() {
-  {
-    timeout -k 1 20 systemctl list-units --all --type=service --plain --no-legend --no-pager --full
-    timeout -k 1 20 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full
-    timeout -k 1 5 find /etc/systemd/system -maxdepth 2 -name "*@*.service" -printf "%f\n"
-  } | awk "{ print \$1 }" | grep -v "@\\.service\$" | grep "^[A-Za-z0-9].*\\.service\$" | sort -u >&3
-}
-
-read_legacy_units() {
-  has systemctl || {
-    cannot "systemctl is not installed"
+# Asked once for all parts, as systemctl is slow on a host under load. UNITS: those that somebody laid down, not the distribution's,
+# but for the two proxies and numbered instances of any template; UNITS_WHY is empty if they could be told.
+find_units() {
+  UNITS=
+  UNITS_WHY="systemctl is not installed"
+  has systemctl || return
+  said=$(timeout -k 1 20 systemctl list-units --all --type=service --plain --no-legend --no-pager --full 2>&1) || {
+    UNITS_WHY="systemctl: $said"
     return
   }
-  said=$(timeout -k 1 20 systemctl list-units --type=service --plain --no-legend --no-pager 2>&1) || {
-    cannot "systemctl: $said"
-    return
-  }
-  names=$(legacy_units 3>&1)
-  [ -n "$names" ] || {
-    cannot "systemctl lists no unit"
-    return
-  }
+  more=$(timeout -k 1 20 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full)
+  links=$(timeout -k 1 5 find /etc/systemd/system -maxdepth 2 -name "*@*.service" -printf "%f\n")
+  names=$(printf "%s\n" "$said" "$more" "$links" | awk "{ print \$1 }" | grep -v "@\\.service\$" |
+    grep "^[A-Za-z0-9].*\\.service\$" | sort -u)
+  UNITS_WHY="systemctl show failed"
   # shellcheck disable=SC2086  # names of units hold no blank
-  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,FragmentPath -- $names) || {
-    cannot "systemctl show failed"
-    return
-  }
-  wanted=$(printf "%s\n" "$said" | awk -F= "
+  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,FragmentPath -- $names) || return
+  UNITS=$(printf "%s\n" "$said" | awk -F= "
     /^Id=/ { id = \$2 }
     /^FragmentPath=/ { path = \$2 }
     /^\$/ { tell() }
@@ -46,12 +35,25 @@ read_legacy_units() {
       if (id ~ /^(nginx|haproxy)\.service\$/ || id ~ /@[0-9]+\.service\$/ || path ~ /^\/(etc|opt|usr\/local|srv|home|root)\//) print id
       id = path = \"\"
     }")
-  [ -n "$wanted" ] || return 0
+  VARIABLES=
+  if [ -n "$UNITS" ]; then
+    # shellcheck disable=SC2086
+    VARIABLES=$(timeout -k 1 20 systemctl show --no-pager --property=Id,Environment,EnvironmentFiles -- $UNITS) || return
+  fi
+  UNITS_WHY=
+}
+
+read_legacy_units() {
+  [ -z "$UNITS_WHY" ] || {
+    cannot "$UNITS_WHY"
+    return
+  }
+  [ -n "$UNITS" ] || return 0
   properties=Id,LoadState,ActiveState,SubState,UnitFileState,MainPID,ActiveEnterTimestamp,FragmentPath,DropInPaths,EnvironmentFiles
   properties=$properties,User,Group,WorkingDirectory,ExecStart,LimitNOFILE,LimitNPROC,MemoryMax,TasksMax,CPUQuotaPerSecUSec,PrivateTmp
   properties=$properties,Restart,TimeoutStopUSec,KillSignal,KillMode,UMask,Type,ReadWritePaths,ProtectSystem,Nice,OOMScoreAdjust
   # shellcheck disable=SC2086
-  run 20 systemctl show --no-pager --timestamp=unix --property="$properties" -- $wanted
+  run 20 systemctl show --no-pager --timestamp=unix --property="$properties" -- $UNITS
 }
 
 # ---- environment
@@ -110,16 +112,11 @@ mask() {
 
 # A record per environment file: 0 there, 1 absent, 2 cannot tell; path; unix time of its last change; mode; base64 of its lines.
 read_environments() {
-  has systemctl || {
-    cannot "systemctl is not installed"
+  [ -z "$UNITS_WHY" ] || {
+    cannot "$UNITS_WHY"
     return
   }
-  # shellcheck disable=SC2046  # names of units hold no blank
-  said=$(timeout -k 1 20 systemctl show --no-pager --property=EnvironmentFiles -- $(legacy_units 3>&1)) || {
-    cannot "systemctl show failed"
-    return
-  }
-  paths=$(printf "%s\n" "$said" | sed -n "s/^EnvironmentFiles=\\(.*\\) (ignore_errors=.*)\$/\\1/p" | sort -u)
+  paths=$(printf "%s\n" "$VARIABLES" | sed -n "s/^EnvironmentFiles=\\(.*\\) (ignore_errors=.*)\$/\\1/p" | sort -u)
   printf "%s\n" "$paths" | while IFS= read -r path; do
     case $path in /*) ;; *) continue ;; esac
     presence "$path"
@@ -149,16 +146,11 @@ WORDS="{
 
 # A record per unit with Environment= of its own: its name, base64 of the masked variables.
 read_inline() {
-  has systemctl || {
-    cannot "systemctl is not installed"
+  [ -z "$UNITS_WHY" ] || {
+    cannot "$UNITS_WHY"
     return
   }
-  # shellcheck disable=SC2046  # names of units hold no blank
-  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,Environment -- $(legacy_units 3>&1)) || {
-    cannot "systemctl show failed"
-    return
-  }
-  printf "%s\n" "$said" | while IFS= read -r line; do
+  printf "%s\n" "$VARIABLES" | while IFS= read -r line; do
     case $line in
       Id=*) unit=${line#Id=} ;;
       Environment=?*)

@@ -38,6 +38,7 @@ from facts.frame import ProbeError
 
 STAGES = click.Choice(["lab", "local", "staging", "prod"])
 LARGEST_FILE = 4 * 1024**2
+READ_SECONDS = 120.0
 INCOMPLETE = 3
 """Exit code: written, and the operator has something to look at first; the same as what is pending elsewhere."""
 
@@ -305,8 +306,10 @@ class Reading:
         nonce = secrets.token_hex(16)
         found, taken = [], {name for name, each in self.targets.items() if each.name}
         try:
-            answers = self.session.answers(dict.fromkeys(self.targets, legacy.script(nonce)))
-            for key, text in answers.items():
+            script = legacy.script(nonce)
+            for key, text in self.session.outcomes(script, READ_SECONDS).items():
+                if isinstance(text, StepError):
+                    raise StepError(f"{self.targets[key].hostname}: {text}")
                 each = legacy.parse(text, key, self.targets[key].address)
                 if not self.targets[key].name and isinstance(each.hostname, str):
                     each = replace(each, name=platform.unique(platform.host_name(each.hostname), taken))

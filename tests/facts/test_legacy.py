@@ -20,12 +20,11 @@ SYSTEMCTL = """#!/bin/sh
 case "$*" in
   list-units*) echo "cxbcore@1.service loaded active running Core"; echo "ssh.service loaded active running SSH" ;;
   list-unit-files*) echo "cxbcore@.service disabled enabled"; echo "cxbcore@2.service enabled enabled" ;;
-  *--property=EnvironmentFiles*)
+  *--property=Id,Environment,EnvironmentFiles*)
+    echo "Id=cxbcore@1.service"
+    echo 'Environment=MAX_CONCURRENT_CALLS=1 "GREETING=two words" SESSION_SECRET=very-secret-inline'
     echo "EnvironmentFiles=ENV (ignore_errors=no)"
     echo "EnvironmentFiles=/nowhere/.env (ignore_errors=yes)" ;;
-  *--property=Id,Environment*)
-    echo "Id=cxbcore@1.service"
-    echo 'Environment=MAX_CONCURRENT_CALLS=1 "GREETING=two words" SESSION_SECRET=very-secret-inline' ;;
   *--property=Id,FragmentPath*)
     printf 'Id=cxbcore@1.service\\nFragmentPath=/etc/systemd/system/cxbcore@.service\\n\\n'
     printf 'Id=cxbcore@2.service\\nFragmentPath=/etc/systemd/system/cxbcore@.service\\n\\n'
