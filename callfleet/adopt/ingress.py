@@ -66,6 +66,10 @@ class Ingress:
     certificates: tuple[str, ...]
     unknown: tuple[tuple[Line, str], ...]
 
+    def place(self, line: Line) -> str:
+        """Where a line of it stands: host, file, number."""
+        return line.place if line.file == self.where else f"{self.where}: {line.place}"
+
     @property
     def lines(self) -> int:
         """How many lines of it say something."""

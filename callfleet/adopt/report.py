@@ -135,7 +135,7 @@ def _haproxy(platform: Platform) -> Iterator[Left]:
         for line, why in each.unknown:
             if why == NO_CALLS and web and _local(each.config.sections, line.file, line.number):
                 continue  # it passes other names to nginx on the same host, which is read
-            yield Left(f"{each.where}: {line.place}", shown(line.text), why)
+            yield Left(f"{each.place(line)}", shown(line.text), why)
 
 
 def _local(sections: Any, file: str, number: int) -> bool:

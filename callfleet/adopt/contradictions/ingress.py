@@ -34,7 +34,7 @@ def checks(platform: Platform) -> Iterator[Finding]:
         if aside:
             yield contradiction(
                 "ingress-server", "", "a server gets no calls, or only when all others are down",
-                [Side(f"{ingress.where}: {each.line.place}: server {each.name}",
+                [Side(f"{ingress.place(each.line)}: server {each.name}",
                       ", ".join(sorted({"disabled", "backup"} & set(each.options)))) for each in aside],
                 "in callfleet all hosts of an ingress are alike; one that is to take no calls is drained (host drain)",
             )  # fmt: skip
@@ -42,13 +42,13 @@ def checks(platform: Platform) -> Iterator[Finding]:
         if not checked:
             yield contradiction(
                 "no-check", "", "the ingress sends calls to hosts without a health check",
-                [Side(f"{ingress.where}: {backend.servers[0].line.place}", f"backend {backend.name}")],
+                [Side(f"{ingress.place(backend.servers[0].line)}", f"backend {backend.name}")],
                 "add check to its servers; callfleet's own ingress does",
             )  # fmt: skip
         elif any(server.options.get("fall", "3") == "1" for server in checked):
             yield contradiction(
                 "fall-1", "", "one slow answer takes a host out, and all its load goes elsewhere",
-                [Side(f"{ingress.where}: {each.line.place}", "fall 1") for each in checked
+                [Side(f"{ingress.place(each.line)}", "fall 1") for each in checked
                  if each.options.get("fall", "3") == "1"],
                 "fall 2 at least",
             )  # fmt: skip
@@ -57,12 +57,12 @@ def checks(platform: Platform) -> Iterator[Finding]:
         if balance is not None and balance.words[1:2] in (("leastconn",), ("first",), ("source",), ("random",)):
             yield weakness(
                 "balance", "", f"{balance.words[1]} counts only the calls that the ingress routed itself",
-                [Side(f"{ingress.where}: {balance.place}", balance.text)], "callfleet's own ingress uses roundrobin",
+                [Side(f"{ingress.place(balance)}", balance.text)], "callfleet's own ingress uses roundrobin",
             )  # fmt: skip
 
 
 def _expectation(ingress: Ingress, backend: Backend, wanted: ingresses.Expectation, workers: int) -> Iterator[Finding]:
-    where = Side(f"{ingress.where}: {wanted.line.place}", wanted.line.text)
+    where = Side(f"{ingress.place(wanted.line)}", wanted.line.text)
     counts = range(1, workers + 1)
     compact = [wanted.takes(ingresses.fleet_health(free, workers)) for free in counts]
     if any(each is None for each in compact):
@@ -94,8 +94,8 @@ def _check_timeouts(ingress: Ingress, backend: Backend, checked: Sequence[object
         return
     section = backend.section
     server = backend.servers[0]
-    sides = [Side(f"{ingress.where}: {stated[1].place}", stated[1].text)] if stated else [
-        Side(f"{ingress.where}: {server.line.place}", f"inter {server.options.get('inter', '2s')}, no timeout check")
+    sides = [Side(f"{ingress.place(stated[1])}", stated[1].text)] if stated else [
+        Side(f"{ingress.place(server.line)}", f"inter {server.options.get('inter', '2s')}, no timeout check")
     ]  # fmt: skip
     yield weakness(
         "check-timeout", "", f"backend {section.name}: a busy host that answers its check late is taken for down",

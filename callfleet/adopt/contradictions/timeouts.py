@@ -28,7 +28,7 @@ def timeouts(platform: Platform, longest: int) -> Iterator[Finding]:
             timeout = min((each for each in found if each), key=lambda each: each[0], default=None)
         if timeout and timeout[0] < longest:
             value, line = timeout
-            said.append((backend.name, Side(f"{ingress.where}: {line.place}", line.text), True))
+            said.append((backend.name, Side(f"{ingress.place(line)}", line.text), True))
     stated_sides = [side for _, side, stated in said if stated]
     default_sides = [side for _, side, stated in said if not stated]
     what = f"a call that is silent is cut before the longest call ({longest} s) ends"

@@ -98,7 +98,7 @@ def maxconns(platform: Platform) -> Iterator[Finding]:
         wrong = one.machine is not None and one.workers and stated != {one.workers}
         if one.inbound and (wrong or len(stated) > 1):
             sides = [
-                Side(f"{each.ingress.where}: {each.place}: server {each.server.name}",
+                Side(f"{each.ingress.place(each.server.line)}: server {each.server.name}",
                      f"maxconn {each.server.maxconn}" if each.server.maxconn else "no maxconn: without a limit")
                 for each in one.inbound
             ]  # fmt: skip
