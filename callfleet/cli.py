@@ -25,6 +25,7 @@ VERBS = {
     "fleet": "callfleet.commands.fleets:fleet",
     "history": "callfleet.commands.history:history",
     "host": "callfleet.commands.hosts:host",
+    "import": "callfleet.commands.adopt:import_",
     "lab": "lab.cli:lab",
     "logs": "callfleet.commands.remote:logs",
     "plan": "callfleet.commands.plan:plan",

@@ -187,6 +187,17 @@ class Session:
         chosen = [host for host in self.hosts if host.name in scripts]
         return self.each(lambda host: ask(host, scripts[host.name]), chosen)
 
+    def outcomes(self, script: str, seconds: float) -> dict[str, str | StepError]:
+        """Run a reading script on every host that was reached, all at once; its output, or why there is none."""
+
+        def one(host: PyinfraHost) -> str | StepError:
+            try:
+                return ask(host, script, seconds=seconds)
+            except StepError as error:
+                return error
+
+        return self.each(one)
+
     def probe(self) -> dict[str, tuple[Actual, str, float]]:
         """What each host is, without a plan: the probe's answer, why it cannot be worked with, its clock's skew."""
 

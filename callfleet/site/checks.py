@@ -13,7 +13,7 @@ from callfleet.site.model import Site, covering, ingress_name, is_documentation
 from callfleet.site.schema import HELD_PACKAGES, HELD_PROXY, Variables
 
 # Values that every host must agree on, by the place where they are declared once.
-_DECLARED_ONCE = {
+DECLARED_ONCE = {
     "CONFIG_URL": "app.config_url",
     "RESULT_URL": "app.result_url",
     "MONGODB_DB": "app.mongodb_db",
@@ -24,7 +24,7 @@ _DECLARED_ONCE = {
     "MAX_CONCURRENT_CALLS": "the tool: one call per worker",
     "SOCKET": "the tool",
 }
-_LOOKS_SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY")
+LOOKS_SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY")
 _PINNED_STAGES = ("staging", "prod")
 
 
@@ -316,7 +316,7 @@ def _variable_sections(site: Site) -> list[tuple[Place, Variables]]:
 
 def _variables(site: Site, document: Document) -> Iterator[Problem]:
     """What must match across hosts is declared once, and secrets are not plain settings."""
-    once = {**_DECLARED_ONCE, f"{site.brand.worker_env_prefix}_WORKERS": "workers, of each fleet host"}
+    once = {**DECLARED_ONCE, f"{site.brand.worker_env_prefix}_WORKERS": "workers, of each fleet host"}
     for path, variables in _variable_sections(site):
         for kind in ("environment", "secret_environment"):
             for key in getattr(variables, kind):
@@ -326,7 +326,7 @@ def _variables(site: Site, document: Document) -> Iterator[Problem]:
                         here, f"no {key} here", got="a setting of the tool's own",
                         hint=f"It must match across hosts and comes from one place: {once[key]}.",
                     )  # fmt: skip
-                elif kind == "environment" and _LOOKS_SECRET.search(key):
+                elif kind == "environment" and LOOKS_SECRET.search(key):
                     yield document.problem(
                         here, "no secrets among plain settings", got="a value (not shown)",
                         hint=f"Declare it under secrets and name it in {'.'.join(map(str, path))}.secret_environment.",

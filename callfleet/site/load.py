@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,25 @@ def load_site(path: Path | str, text: str | None = None) -> Site:
     if problems:
         raise SiteError(sorted(problems, key=lambda each: (str(each.file), each.line or 0)))
     return site
+
+
+def bare_site(file: Path, ssh: Mapping[str, object], hosts: Mapping[str, Mapping[str, object]]) -> Site:
+    """A site of which nothing is known yet but how to reach its hosts: it can be asked, and no plan made of it.
+
+    `ssh` and `hosts` (entries with `address`, perhaps `ssh`) as in a site file. SiteError with every mistake in them.
+    """
+    defaults, defaults_document = read_defaults(defaults_file(file))
+    if defaults is None:
+        raise SiteError(defaults_document.problems)
+    entries = {name: {"roles": ["app"], **entry} for name, entry in hosts.items()}
+    data = {"callfleet": FORMAT, "site": "import", "stage": "lab", "brand": next(iter(defaults.brands)),
+            "domain": "import.invalid", "ssh": dict(ssh), "hosts": entries}  # fmt: skip
+    document = Document(file, data, {(): 1})
+    declared = validate(document, SiteFile)
+    if declared is None:
+        raise SiteError(document.problems, "The hosts cannot be reached like this; nothing was connected to")
+    brand = defaults.brands[declared.brand]
+    return _decide(document, file.with_name("none"), declared, defaults, brand, _no_release())
 
 
 def _missing_hint(file: Path) -> str:

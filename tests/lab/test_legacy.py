@@ -9,10 +9,13 @@ import csv
 import json
 import os
 import shlex
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -306,6 +309,94 @@ def test_silence_of_a_minute_ends_a_call(site: Legacy) -> None:
         speaking.stop()
     assert [(call.session, call.close_code) for call in silent.report().closed_early] == [(hung["session"], 1006)]
     assert speaking.report().clean, speaking.report().gaps
+
+
+def imported(site: Legacy, folder: Path, *arguments: str) -> tuple[int, dict[str, Any], Path]:
+    """The whole site read by `callfleet import`: exit code, document, site file."""
+    ssh, path = site.lab.ssh_key.parent, folder / "inventories" / "old.yml"
+    path.parent.mkdir(exist_ok=True)
+    known = ("--key", str(site.lab.ssh_key), "--known-hosts", str(ssh / "known_hosts"), "--stage", "lab")
+    release = ("--release", str(site.lab.inventory.with_suffix(".release.yml")))
+    hosts = ("--from", *(host.address for host in site.lab.hosts))
+    done = callfleet("import", str(path), *known, *release, *hosts, "--json", "--force", *arguments)
+    assert done.returncode in (0, 3), done.stderr
+    return done.returncode, json.loads(done.stdout), path
+
+
+def callfleet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, without a terminal."""
+    command = [sys.executable, "-m", "callfleet", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_an_import_describes_the_site_and_touches_nothing(site: Legacy, tmp_path: Path) -> None:
+    """Everything is understood and nothing contradicts; the plan of what it wrote is what would change.
+
+    A call is held meanwhile; files, processes and logs of the hosts are as before.
+    """
+    look = (
+        "find /etc /opt /var/lib/cxbcore /var/log/nginx -xdev -type f -newer /run/import-mark ! -name events.jsonl "
+        "! -name access.log; systemctl show -p MainPID,NRestarts 'cxb*' nginx haproxy"
+    )
+    for host in site.lab.hosts:
+        site.ssh(host, "touch /run/import-mark")
+    before = {host.name: site.ssh(host, look) for host in site.lab.hosts}
+    with site.calls() as held:
+        held.start(1)
+        assert held.wait_open() == 1
+        code, told, path = imported(site, tmp_path, "--secrets-to", str(tmp_path / "secrets"))
+        assert {host.name: site.ssh(host, look) for host in site.lab.hosts} == before
+        held.stop()
+    assert [call.opened for call in held.report().calls] == [True]
+    assert held.report().closed_early == []
+    assert (code, told["contradictions"], told["not_understood"], told["unknown"], told["problems"]) == (
+        0,
+        [],
+        [],
+        [],
+        [],
+    )
+    assert {(one["name"], one["workers"], one["at_ingress"]) for one in told["hosts"]} == {
+        ("eu1-a", WORKERS, True), ("eu1-b", WORKERS, True)
+    }  # fmt: skip
+    assert [one["core_fleet"] for one in told["hosts"]] == [one["fleet_urls"] for one in told["hosts"]]
+    secret = site.lab.secret("core_secret").read_text().strip()
+    assert (tmp_path / "secrets" / "core_secret").read_text().strip() == secret
+    assert secret not in path.read_text() + json.dumps(told)
+    for verb in ("authority", "issue"):
+        done = callfleet("certificates", verb, str(path))
+        assert done.returncode == 0, done.stderr
+    done = callfleet("plan", str(path), "--json")
+    assert done.returncode == 2, done.stderr
+    plan = done.stdout
+    for change in ("/opt/stacks/cxb-fleet/compose.yml", "/etc/haproxy/haproxy.cfg", "worker-1", "docker.io"):
+        assert change in plan
+
+
+def test_an_import_misses_no_contradiction(site: Legacy, tmp_path: Path) -> None:
+    """A dozen at once, each told by its kind and at its host. The clean site above is the control."""
+    expected = {
+        "declared-workers": ("worker-count", "eu1-b"), "maxconn": ("ingress-maxconn", "eu1-b"),
+        "outbound-only": ("outbound-only", "eu1-a"), "fleet-urls": ("fleet-lists", "eu1-b"),
+        "core-secret": ("shared-value", "eu1-b"), "config-url": ("shared-value", ""),
+        "mongodb-db": ("shared-value", "eu1-b"), "calls-per-worker": ("calls-per-worker", "eu1-b"),
+        "retry-tries": ("retry-tries", "eu1-b"), "retry-dispatch": ("dispatch-retry", "eu1-b"),
+        "keepalive": ("upstream-keepalive", "eu1-b"), "connection-header": ("connection-header", "eu1-b"),
+        "check-cap": ("check-cap", ""),
+    }  # fmt: skip
+    up = ("up", "--name", site.lab.name, "--legacy", "--hosts", "3")
+    try:
+        lab_command(*up, *(word for name in expected for word in ("--contradict", name)))
+        code, told, _ = imported(site, tmp_path)
+        assert code == 3
+        assert {(one["kind"], one["host"]) for one in told["contradictions"]} == set(expected.values())
+        shared = [one["what"].split()[1] for one in told["contradictions"] if one["kind"] == "shared-value"]
+        assert sorted(shared) == ["CONFIG_URL", "MONGODB_DB", "core"]
+        assert "of-another-day" not in json.dumps(told)
+    finally:
+        lab_command(*up)
+    site.until(lambda: site.available("eu1-b") == WORKERS, 30, "all slots idle")
+    site.see(eu1_a="UP", eu1_b="UP")
 
 
 @pytest.mark.long
