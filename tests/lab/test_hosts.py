@@ -261,6 +261,7 @@ def test_a_host_whose_workers_are_broken_is_not_registered(site: Fleet) -> None:
     assert site.ssh(FOURTH, "docker ps -aq; nft list tables | grep callfleet; true") == ""
 
 
+@pytest.mark.long
 def test_a_host_grows_and_shrinks_under_calls(site: Fleet) -> None:
     """4 to 6: two more calls fit at once. 6 to 3: what is on a call stays until it ends, then there are three."""
     began, front = time.time(), processes(site)

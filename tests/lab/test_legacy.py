@@ -28,6 +28,7 @@ from tests.lab.conftest import NAME, lab_command
 from tests.lab.fleet import WORKERS, Fleet
 from tests.lab.look import ask_proxy
 
+pytestmark = pytest.mark.long
 LONG = 90
 """Seconds of a background call that the test ends itself; one that failed leaves it to the next one's fixture."""
 MARKED = 15
@@ -291,7 +292,6 @@ def test_a_second_up_leaves_everything_alone(site: Legacy) -> None:
     assert outside() != before
 
 
-@pytest.mark.long
 def test_silence_of_a_minute_ends_a_call(site: Legacy) -> None:
     """nginx cuts a silent call whose worker hangs. Controls: one whose worker pings, and one with frames, go on."""
     host, began = "eu1-a", time.time()
@@ -399,7 +399,6 @@ def test_an_import_misses_no_contradiction(site: Legacy, tmp_path: Path) -> None
     site.see(eu1_a="UP", eu1_b="UP")
 
 
-@pytest.mark.long
 def test_contradictions_are_laid_down_and_put_right(site: Legacy) -> None:
     """nginx and HAProxy take files with nearly all of them at once; a plain `up` brings back the files from before.
 
@@ -433,7 +432,6 @@ def test_contradictions_are_laid_down_and_put_right(site: Legacy) -> None:
     assert site.ask("eu1-b", "/attach", "POST", bot_id="demo", seconds=0).status_code == 200
 
 
-@pytest.mark.long
 def test_one_host_of_another_brand() -> None:
     """Everything on one box under other names: calls on every slot, API and Console by theirs, results delivered."""
     with legacy_lab("p", "--hosts", "1", "--brand", "voxbridge") as one:
