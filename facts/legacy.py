@@ -64,7 +64,7 @@ def _whole(calls: Iterable[str]) -> str:
     body = [line for line in lines if line and not line.lstrip().startswith("# ")]
     body += [f'echo "{HEADER}request"', f"echo {encode_request(ProbeRequest())}"]
     # Calls go first on a host that carries them.
-    body.insert(0, "renice -n 10 -p $$ >/dev/null 2>&1 </dev/null")
+    body.insert(0, "renice -n 5 -p $$ >/dev/null 2>&1 </dev/null")
     # In braces, the shell reads all of it before it runs any of it: the script takes its own input away.
     return "\n".join(["{", *body, *calls, f'echo "{LAST}"', "exit 0", "}", ""])
 

@@ -15,17 +15,17 @@ find_units() {
   UNITS=
   UNITS_WHY="systemctl is not installed"
   has systemctl || return
-  said=$(timeout -k 1 20 systemctl list-units --all --type=service --plain --no-legend --no-pager --full 2>&1) || {
+  said=$(timeout -k 1 40 systemctl list-units --all --type=service --plain --no-legend --no-pager --full 2>&1) || {
     UNITS_WHY="systemctl: $said"
     return
   }
-  more=$(timeout -k 1 20 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full)
+  more=$(timeout -k 1 40 systemctl list-unit-files --type=service --plain --no-legend --no-pager --full)
   links=$(timeout -k 1 5 find /etc/systemd/system -maxdepth 2 -name "*@*.service" -printf "%f\n")
   names=$(printf "%s\n" "$said" "$more" "$links" | awk "{ print \$1 }" | grep -v "@\\.service\$" |
     grep "^[A-Za-z0-9].*\\.service\$" | sort -u)
   UNITS_WHY="systemctl show failed"
   # shellcheck disable=SC2086  # names of units hold no blank
-  said=$(timeout -k 1 20 systemctl show --no-pager --property=Id,FragmentPath -- $names) || return
+  said=$(timeout -k 1 40 systemctl show --no-pager --property=Id,FragmentPath -- $names) || return
   UNITS=$(printf "%s\n" "$said" | awk -F= "
     /^Id=/ { id = \$2 }
     /^FragmentPath=/ { path = \$2 }
@@ -38,7 +38,7 @@ find_units() {
   VARIABLES=
   if [ -n "$UNITS" ]; then
     # shellcheck disable=SC2086
-    VARIABLES=$(timeout -k 1 20 systemctl show --no-pager --property=Id,Environment,EnvironmentFiles -- $UNITS) || return
+    VARIABLES=$(timeout -k 1 40 systemctl show --no-pager --property=Id,Environment,EnvironmentFiles -- $UNITS) || return
   fi
   UNITS_WHY=
 }
@@ -53,7 +53,7 @@ read_legacy_units() {
   properties=$properties,User,Group,WorkingDirectory,ExecStart,LimitNOFILE,LimitNPROC,MemoryMax,TasksMax,CPUQuotaPerSecUSec,PrivateTmp
   properties=$properties,Restart,TimeoutStopUSec,KillSignal,KillMode,UMask,Type,ReadWritePaths,ProtectSystem,Nice,OOMScoreAdjust
   # shellcheck disable=SC2086
-  run 20 systemctl show --no-pager --timestamp=unix --property="$properties" -- $UNITS
+  run 40 systemctl show --no-pager --timestamp=unix --property="$properties" -- $UNITS
 }
 
 # ---- environment

@@ -38,7 +38,7 @@ from facts.frame import ProbeError
 
 STAGES = click.Choice(["lab", "local", "staging", "prod"])
 LARGEST_FILE = 4 * 1024**2
-READ_SECONDS = 120.0
+READ_SECONDS = 180.0
 INCOMPLETE = 3
 """Exit code: written, and the operator has something to look at first; the same as what is pending elsewhere."""
 
