@@ -121,6 +121,7 @@ VERBS = [
     ["fleet", "add"],
     ["fleet", "remove"],
     ["doctor"],
+    ["import"],
     ["certificates", "list"],
     ["certificates", "authority"],
     ["certificates", "issue"],
