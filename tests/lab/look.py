@@ -153,6 +153,12 @@ def ask_proxy(fleet: Fleet, host: str, socket: str, command: str) -> str:
     )
 
 
+def take_out(fleet: Fleet, host: str) -> None:
+    """By hand, take a host out of the running ingress, whose file still has it."""
+    for command in ("set server calls/{} state maint", "wait 5s srv-removable calls/{}", "del server calls/{}"):
+        ask_proxy(fleet, "hub", INGRESS, command.format(host))
+
+
 def show_stat(fleet: Fleet, host: str, socket: str) -> dict[str, dict[str, dict[str, str]]]:
     """What a proxy counts, by backend and server."""
     rows = csv.DictReader(ask_proxy(fleet, host, socket, "show stat").removeprefix("# ").splitlines())

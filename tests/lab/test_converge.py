@@ -41,6 +41,7 @@ from tests.lab.look import (
     leaks,
     nothing_to_do,
     outside,
+    take_out,
     tell,
     touched,
 )
@@ -452,6 +453,7 @@ def test_a_broken_worker_image_stops_at_the_first_slot(fleet: Fleet) -> None:
     """
     # For the hub, eu1-b is a host that it never had.
     fleet.ssh("hub", 'sed -i \'s/"eu1-a",/"eu1-a"/; /"eu1-b"/d\' /etc/callfleet/site.json')
+    take_out(fleet, "eu1-b")
     with released(fleet, "cxb-core-worker", "broken"):
         failed = fleet.pyinfra("-y")
     assert failed_hosts(failed) == set(fleet.fleet_names), failed.output[-3000:]

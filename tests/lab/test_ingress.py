@@ -14,7 +14,7 @@ from callfleet.authority import Authority
 from callfleet.secrets import write_private
 from lab.ca import PUBLIC_CA
 from tests.lab.fleet import WORKERS, Fleet
-from tests.lab.look import ask_proxy, outside, show_stat, touched
+from tests.lab.look import ask_proxy, outside, show_stat, take_out, touched
 from tests.lab.test_operator import applied, apply, callfleet, plan, planned
 
 HUB, ADMIN, MASTER = "hub", "/run/callfleet-ingress/admin.sock", "/run/haproxy-master.sock"
@@ -129,8 +129,7 @@ def test_drift_of_the_running_proxy_is_planned_and_mended_without_a_reload(fleet
         held.stop()
         assert held.report().clean, held.report().gaps[:5]
     fleet.wait_idle()
-    for command in ("set server calls/{} state maint", "wait 5s srv-removable calls/{}", "del server calls/{}"):
-        ask_proxy(fleet, HUB, ADMIN, command.format(second))
+    take_out(fleet, second)
     assert second not in servers(fleet)
     assert planned(plan(fleet, code=2)) == {f"{HUB}: register server calls/{second}"}
     apply(fleet, code=0)
