@@ -68,14 +68,18 @@ def fingerprint(fleet: Fleet, host: str) -> str:
     return fleet.ssh(host, "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
 
 
-def places(fleet: Fleet, host: str) -> tuple[bool, bool, bool]:
-    """Whether a host is registered with the ingress, the API and the Dialler, by what they run and list."""
+def places(fleet: Fleet, host: str) -> tuple[bool, bool, bool | None]:
+    """Whether a host is registered with the ingress, the API and the Dialler, by what they run and list.
+
+    None for a Dialler that is just made anew.
+    """
     url = f"https://{host}.{fleet.lab.domain}"
     ingress = f",{host}," in ask_proxy(fleet, "hub", INGRESS, "show stat")
     config = "/opt/stacks/cxb-app/secrets/api-curl.conf"
     listed = json.loads(fleet.ssh("hub", f"curl -fsS -K {config} {SETTINGS}"))["core_fleet"]
-    dialler = fleet.ssh("hub", "docker inspect -f '{{.Config.Env}}' $(docker ps -q --filter name=cxb-dialler)")
-    return ingress, url in listed, url in dialler
+    inspect = "docker ps -q --filter name=cxb-dialler | xargs -r docker inspect -f '{{.Config.Env}}' || true"
+    dialler = fleet.ssh("hub", inspect)
+    return ingress, url in listed, url in dialler if dialler.strip() else None
 
 
 def containers(fleet: Fleet, host: str) -> str:
