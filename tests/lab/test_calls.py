@@ -377,6 +377,7 @@ def test_a_full_host_stays_reachable_for_the_slot_that_frees(fleet: Fleet) -> No
     assert held.report().clean
 
 
+@pytest.mark.long
 def test_another_refusal_code(fleet: Fleet) -> None:
     """Workers that refuse with 503, WebSockets and POSTs alike: a full host says no at once, a free slot is found.
 
