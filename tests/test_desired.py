@@ -161,6 +161,29 @@ def section(config: str, name: str) -> str:
     return re.split(r"\n\S", config[config.index(f"\nbackend {name}\n") + 1 :])[0]
 
 
+@pytest.mark.parametrize(
+    ("calls", "stop", "silence"),
+    [
+        ({}, 900, 90),
+        ({"max_seconds": 120}, 420, 60),
+        ({"max_seconds": 7200}, 7500, 120),
+        ({"max_seconds": 7200, "tunnel_timeout_seconds": 45}, 7500, 45),
+    ],
+)
+def test_one_number_says_how_long_everything_waits_for_a_call(
+    calls: dict[str, Any], stop: int, silence: int, tmp_path: Path
+) -> None:
+    """The longest call: former processes outlive it; silence ends a call long before, within its own bounds."""
+    site = made(tmp_path, lambda data: data.update(calls=calls))
+    for host, path in (
+        ("front", "/etc/callfleet/ingress/haproxy.cfg"),
+        ("b", "/opt/stacks/cxb-fleet/haproxy/haproxy.cfg"),
+    ):
+        config = files(expected(site, host))[path].content.decode()
+        assert f"hard-stop-after {stop}s\n" in config
+        assert f"timeout tunnel {silence}s\n" in config
+
+
 def test_the_ingress_retries_what_the_hosts_proxies_say_themselves(tmp_path: Path) -> None:
     """A full host says 429 whatever code its workers use; no code stands there twice."""
     site = made(tmp_path, lambda data: data.update(calls={"refusal_codes": [503]}))

@@ -108,7 +108,7 @@ def proxy_configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes,
         "bufsize": site.calls.largest_body_bytes + 16384,
         # A former process may finish its calls: no call is longer.
         "stop_seconds": site.calls.max_seconds + 300,
-        "tunnel_seconds": site.calls.tunnel_timeout_seconds,
+        "tunnel_seconds": site.calls.silence_seconds,
         "retries": 2 * host.workers,
         "refusal_codes": list(site.calls.refusal_codes),
         "health_path": site.brand.health.path,

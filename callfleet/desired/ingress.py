@@ -215,7 +215,7 @@ def configuration(context: Context, tls: tuple[File, ...]) -> tuple[bytes, str]:
         "maxconn": 4 * slots + 1000,
         "webs": webs,
         "calls_name": site.ingress_name,
-        "tunnel_seconds": site.calls.tunnel_timeout_seconds,
+        "tunnel_seconds": site.calls.silence_seconds,
         "refusal_codes": list(site.calls.refusal_codes),
     }
     # The rest changes without a reload: servers and the content of certificates.

@@ -219,8 +219,16 @@ class Calls(Strict):
         tuple[Annotated[int, BeforeValidator(_refusal)], ...], BeforeValidator(_distinct)
     ] = (429, 403)  # fmt: skip
     largest_body_bytes: Annotated[int, whole(1024, 16777216, "bytes")] = 65536
-    tunnel_timeout_seconds: Annotated[int, whole(5, 86400, "seconds")] = 90
+    tunnel_timeout_seconds: Annotated[int, whole(5, 86400, "seconds")] | None = None
     canary: Canary = Canary()
+
+    @property
+    def silence_seconds(self) -> int:
+        """After how much silence both ways a call is given up: as declared, else 60 to 120 by the longest call.
+
+        It is what frees the slot of a caller who vanished, so it does not grow with calls of hours.
+        """
+        return self.tunnel_timeout_seconds or min(120, max(60, self.max_seconds * 15 // 100))
 
 
 class InternalAuthority(Strict):
