@@ -207,6 +207,7 @@ def test_ctrl_c_gives_the_lock_back(fleet: Fleet, tmp_path: Path) -> None:
 # Rules that lock us out
 
 
+@pytest.mark.long
 def test_rules_that_keep_us_out_are_not_what_the_host_boots_with(fleet: Fleet) -> None:
     """The run fails and says why, the old rules come back by themselves, and after a reboot too."""
     host = fleet.fleet_names[0]
