@@ -120,7 +120,6 @@ def _unit(units: Mapping[str, Unit], names: frozenset[str], like: str) -> Unit |
     return choice[0] if choice else None
 
 
-_DECLARED = re.compile(r"[A-Z0-9_]+_WORKERS")
 _SOCKET = re.compile(r"(?P<directory>/.*)/(?P<prefix>[A-Za-z][A-Za-z0-9._-]*)_(?P<number>[0-9]{1,4})\.sock")
 
 
