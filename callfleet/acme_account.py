@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import requests
 from acme import challenges, client, errors, messages
@@ -23,6 +24,7 @@ from callfleet.errors import CallfleetError
 
 ORDER_SECONDS = 180.0
 REQUEST_SECONDS = 30
+NONCE_ROUNDS = 5
 Answering = Callable[[Mapping[str, str]], AbstractContextManager[object]]
 """Has each token (`/.well-known/acme-challenge/TOKEN`) answered with its text for as long as the context is open."""
 
@@ -45,7 +47,7 @@ class Account:
         with self._told():
             self._key, algorithm = _jwk(key)
             agent = f"callfleet/{__version__}"
-            net = client.ClientNetwork(self._key, alg=algorithm, user_agent=agent, timeout=REQUEST_SECONDS)
+            net = _Network(self._key, alg=algorithm, user_agent=agent, timeout=REQUEST_SECONDS)
             net.verify_ssl = ca or True  # type: ignore[assignment] # requests takes a path as well
             self._client = client.ClientV2(client.ClientV2.get_directory(directory, net), net)
             wanted = messages.NewRegistration.from_data(email=contact, terms_of_service_agreed=True)
@@ -86,6 +88,20 @@ class Account:
             raise AcmeError(f"{self.directory}: the authority did not decide in time; the same again later") from None
         except (errors.Error, JoseError, requests.RequestException, ValueError) as error:
             raise AcmeError(f"{self.directory}: {str(error)[:500] or type(error).__name__}") from None
+
+
+class _Network(client.ClientNetwork):
+    """One that bears with an authority that refuses several nonces in a row: such a request was not taken at all."""
+
+    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """As the library's own, which asks twice in a round (RFC 8555, section 6.5), in up to `NONCE_ROUNDS` rounds."""
+        for _ in range(NONCE_ROUNDS - 1):
+            try:
+                return super().post(*args, **kwargs)
+            except messages.Error as error:
+                if error.code != "badNonce":
+                    raise
+        return super().post(*args, **kwargs)
 
 
 def _jwk(pem: bytes) -> tuple[JWK, JWASignature]:

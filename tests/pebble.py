@@ -71,10 +71,13 @@ def install() -> None:
 
 
 @contextmanager
-def pebble(folder: Path, *, http_port: int, address: str = "127.0.0.1", reuse: int = 0) -> Iterator[Pebble]:
+def pebble(
+    folder: Path, *, http_port: int, address: str = "127.0.0.1", reuse: int = 0, refuse: int = 5
+) -> Iterator[Pebble]:
     """One that takes every name for `address`, and fetches challenges there at `http_port`.
 
-    `reuse`: in how many of 100 cases a name that was proven needs no new proof. It refuses some good nonces on purpose.
+    `reuse`: in how many of 100 cases a name that was proven needs no new proof. `refuse`: how many of 100 good nonces
+    it refuses on purpose.
     """
     install()
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,8 @@ def pebble(folder: Path, *, http_port: int, address: str = "127.0.0.1", reuse: i
         "externalAccountBindingRequired": False,
     }
     (folder / "pebble.json").write_text(json.dumps({"pebble": config}))
-    settings = {"PEBBLE_VA_ALWAYS_VALID": "0", "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": str(reuse)}
+    settings = {"PEBBLE_VA_ALWAYS_VALID": "0", "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": str(reuse),
+                "PEBBLE_WFE_NONCEREJECT": str(refuse)}  # fmt: skip
     resolver = ["pebble-challtestsrv", "-defaultIPv4", address, "-defaultIPv6", "", "-http01", "", "-https01", "",
              "-tlsalpn01", "", "-dns01", f"127.0.0.1:{dns}", "-management", f"127.0.0.1:{names}"]  # fmt: skip
     issuer = ["pebble", "-config", str(folder / "pebble.json"), "-dnsserver", f"127.0.0.1:{dns}"]

@@ -95,6 +95,18 @@ def test_one_certificate_for_several_names_each_with_a_new_key(authority: Pebble
     assert "There are now 2 accounts" not in authority.log.read_text()
 
 
+def test_an_authority_that_refuses_nonces_in_a_row_is_asked_again(responder: Responder, tmp_path: Path) -> None:
+    """One of three good nonces is refused; one that takes none at all is told, in its own word."""
+    with pebble(tmp_path / "pebble", http_port=responder.port, refuse=33) as authority:
+        account = Account(authority.directory, account_key(), None, str(authority.ca))
+        assert account.obtain(("calls.acme.test", "api.acme.test"), responder.answering)
+    with (
+        pebble(tmp_path / "never", http_port=responder.port, refuse=100) as authority,
+        pytest.raises(AcmeError, match="badNonce"),
+    ):
+        Account(authority.directory, account_key(), None, str(authority.ca))
+
+
 def test_a_challenge_that_nobody_answers_is_told_in_the_authoritys_words(
     authority: Pebble, responder: Responder
 ) -> None:
