@@ -59,8 +59,26 @@ async def ring(fleet: Fleet) -> tuple[Summary, list[Started]]:
     return held, started
 
 
+def pace(fleet: Fleet, count: int) -> float:
+    """Seconds in which each host's proxy answers that many new connections at once by itself, without a worker."""
+    urls = [f"https://{name}.{fleet.lab.domain}/nowhere" for name in fleet.fleet_names]
+
+    async def ask() -> list[list[Started]]:
+        return await asyncio.gather(
+            *(attach_burst(url, count, ATTACH_SECONDS, ssl_ctx=fleet.ssl, resolve=fleet.resolve) for url in urls)
+        )
+
+    answers = [one for each in asyncio.run(ask()) for one in each]
+    assert {one.status for one in answers} == {404}
+    return max(one.answer_seconds for one in answers)
+
+
 def takes_exactly_the_free_slots(fleet: Fleet) -> None:
-    """The whole check of a burst against 8 free slots: 8 accepted, 72 refused within a second, right and at once."""
+    """The whole check of a burst against 8 free slots: 8 accepted, 72 refused, right and at once.
+
+    At once is a second, on top of what this machine takes for as many answers in which no worker is asked.
+    """
+    machine = pace(fleet, BURST)
     began = time.time()
     with fleet.rotation() as rotation:
         held, started = asyncio.run(ring(fleet))
@@ -75,13 +93,14 @@ def takes_exactly_the_free_slots(fleet: Fleet) -> None:
     tell(
         f"burst: {len(both)} starts within {spread:.3f} s, {mixed} of those in the background on their way when the "
         f"others began; {opened} calls and {attached} background calls taken; "
-        f"slowest refusal {max(waits, default=0):.3f} s, driver lag {held.driver_lag:.3f} s; refused {held.refused}"
+        f"slowest refusal {max(waits, default=0):.3f} s (without workers {machine:.3f} s), "
+        f"driver lag {held.driver_lag:.3f} s; refused {held.refused}"
     )
     assert mixed > 0, "one kind came after the other"
     assert (opened + attached, len(taken)) == (SLOTS, SLOTS)
     assert set(held.refused) <= {429, 503}, [call.error for call in held.calls if call.error]
     assert all(a.status == 429 and "at_capacity" in str(a.answer) for a in started if a.status != 200)
-    assert max(waits) < 1.0
+    assert max(waits) < 1.0 + machine
     assert fleet.doubled(began) == []
     starts = starts_of(held, fleet.fleet_names)
     for n, name in enumerate(fleet.fleet_names):
@@ -99,11 +118,12 @@ def test_a_burst_of_background_starts_takes_exactly_the_free_slots(fleet: Fleet)
     """20 `/attach` at each host's proxy against 4 free slots each: 4 accepted, the others `429 at_capacity`."""
     began = time.time()
     for name in fleet.fleet_names:
+        machine = pace(fleet, BURST // 4)
         answers = fleet.attach(name, BURST // 2, seconds=4)
         codes = sorted(answer.status for answer in answers)
         assert codes == [200] * 4 + [429] * 16
         assert all("at_capacity" in str(a.answer) for a in answers if a.status == 429)
-        assert max(answer.answer_seconds for answer in answers if answer.status == 429) < 1.0
+        assert max(answer.answer_seconds for answer in answers if answer.status == 429) < 1.0 + machine
         assert fleet.refused_while_free(starts_of(answers, [name])) == []
     assert fleet.doubled(began) == []
     assert fleet.cut() == []

@@ -112,7 +112,10 @@ def running(fleet: Fleet, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def typed(fleet: Fleet, *arguments: str, answers: list[tuple[str, str]]) -> tuple[int, str]:
-    """The command at a terminal: each answer is typed once its question is there. Its exit code, and all it showed."""
+    """The command at a terminal: each answer is typed once its question is there. Its exit code, and all it showed.
+
+    Ctrl-C is typed again until it has ended: one that comes between the question and Python's read is lost to it.
+    """
     ours, its = pty.openpty()
     with subprocess.Popen(
         [*CALLFLEET, *arguments], cwd=ROOT, stdin=its, stdout=its, stderr=its, start_new_session=True,
@@ -122,18 +125,29 @@ def typed(fleet: Fleet, *arguments: str, answers: list[tuple[str, str]]) -> tupl
         os.close(its)
         watch = threading.Timer(300, process.kill)
         watch.start()
+        over = threading.Event()
         said, seen, left = "", 0, list(answers)
         with suppress(OSError):  # the terminal is gone with its last user
             while data := os.read(ours, 65536):
                 said += data.decode(errors="replace")
                 if left and (at := said.find(left[0][0], seen)) >= 0:
                     seen = at + len(left[0][0])
-                    os.write(ours, left.pop(0)[1].encode())
+                    answer = left.pop(0)[1].encode()
+                    os.write(ours, answer)
+                    if answer == b"\x03":
+                        threading.Thread(target=press_again, args=(ours, over), daemon=True).start()
+        over.set()
         code = process.wait()
         watch.cancel()
     os.close(ours)
     assert not left, f"never asked: {left}\n{said}"
     return code, said
+
+
+def press_again(terminal: int, over: threading.Event) -> None:
+    """Ctrl-C every few seconds until it is over."""
+    while not over.wait(5):
+        os.write(terminal, b"\x03")
 
 
 def hosts_file(fleet: Fleet, path: Path, fingerprints: dict[str, str]) -> str:
